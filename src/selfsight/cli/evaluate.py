@@ -1,0 +1,70 @@
+"""selfsight evaluate"""
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from selfsight.cli.output import document, new_file, plain, table
+from selfsight.cli.parser import Parser, names
+from selfsight.cli.subject import Subject, open_subject, take_subject
+from selfsight.errors import ConfigError, suggestion
+
+if TYPE_CHECKING:
+    from selfsight.evaluate import Report
+
+__all__ = ["configure", "run"]
+
+_PROTOCOLS = ("knn", "linear")
+
+
+def configure(parser: Parser) -> None:
+    take_subject(parser)
+    parser.take_data()
+    add = parser.add_argument
+    add("--protocols", type=names, default=_PROTOCOLS, metavar="A,B", help="knn,linear")
+    add("--controls", action="store_true", help="also raw pixels and the weights before training")
+    add("--out", metavar="FILE", help="keep the numbers in FILE.json")
+    add("--force", action="store_true", help="overwrite FILE.json")
+    add("--json", action="store_true", help="print one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    out = arguments.out and new_file(arguments.out, (".json",), force=arguments.force)
+    for protocol in arguments.protocols:
+        # Told before the images are embedded, which may take an hour.
+        if protocol not in _PROTOCOLS:
+            near = suggestion(protocol, _PROTOCOLS)
+            raise ConfigError(f"unknown protocol {protocol}{near}; known: knn, linear")
+    subject = open_subject(arguments)
+    reports = _measure(subject, arguments)
+    facts = {
+        "subject": arguments.subject,
+        "data": arguments.data,
+        "size": subject.size,
+        "results": {name: report.json() for name, report in reports.items()},
+    }
+    if out:
+        out.write_text(json.dumps(plain(facts), indent=2) + "\n", encoding="utf-8")
+    if arguments.json:
+        document(facts)
+    else:
+        rows = [(name, *row) for name, report in reports.items() for row in report.table()]
+        table(("encoder", "protocol", "accuracy", "95% interval", "images"), rows)
+    return 0
+
+
+def _measure(subject: Subject, arguments: argparse.Namespace) -> "dict[str, Report]":
+    from selfsight.data.split import evaluation_split
+    from selfsight.evaluate import evaluate
+    from selfsight.features import pixels
+    from selfsight.run import measure
+
+    split = evaluation_split(arguments.data, download=arguments.download, cache=arguments.cache)
+    protocols = arguments.protocols
+    reports: dict[str, Report] = {}
+    if arguments.controls:
+        before, start = subject.before
+        reports["raw pixels"] = evaluate(pixels(split[0]), pixels(split[1]), protocols)
+        reports[before] = measure(start, split, subject.size, protocols)
+    reports[arguments.subject] = measure(subject.encoder, split, subject.size, protocols)
+    return reports

@@ -1,0 +1,72 @@
+"""selfsight methods"""
+
+import argparse
+import inspect
+import re
+import sys
+from typing import Any
+
+from selfsight.cli.output import document, table, visible
+from selfsight.cli.parser import Parser
+from selfsight.cli.values import annotation, expects, shown
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="describe this one")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from selfsight import methods
+
+    if arguments.name is None:
+        rows = [_line(name, methods.method_class(name)) for name in sorted(methods.METHODS)]
+        if arguments.json:
+            document(rows)
+        else:
+            columns = ("name", "title", "year", "what")
+            table(columns, [[row[column] for column in columns] for row in rows])
+        return 0
+    facts = methods.describe(arguments.name)
+    if arguments.json:
+        document(facts)
+    else:
+        _print(facts, {n: annotation(p) for n, p in methods.options(arguments.name).items()})
+    return 0
+
+
+def _line(name: str, method: type) -> dict[str, str]:
+    """From the words at the top of its file: to build each method takes too long."""
+    first, _, cited = inspect.cleandoc(sys.modules[method.__module__].__doc__ or "").partition("\n")
+    title, _, what = first.partition(": ")
+    year = re.search(r"\b(?:19|20)\d\d\b", cited)
+    return {"name": name, "title": title, "year": year[0] if year else "", "what": what.rstrip(".")}
+
+
+def _print(facts: dict[str, Any], kinds: dict[str, Any]) -> None:
+    for text in (facts["title"], facts["paper"], "", *facts["help"].splitlines(), ""):
+        print(visible(text))
+    options = [
+        (f"--method.{name}", shown(default), expects(kinds[name]))
+        for name, default in facts["options"].items()
+    ]
+    if options:
+        table(("option", "default", "takes"), options)
+        print()
+    views = facts["views"]
+    columns = ("views", *(str(number) for number in range(1, len(views) + 1)))
+    table(columns, [(field, *(_short(view[field]) for view in views)) for field in views[0]])
+    print()
+    table(("recipe", ""), [(name, _short(value)) for name, value in facts["recipe"].items()])
+    for deviation in facts["deviations"]:
+        print()
+        print(visible(f"Differs from the paper: {deviation}"))
+
+
+def _short(value: Any) -> str:
+    """To be read, not typed: 4/3 has many digits."""
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_short, value))
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)

@@ -1,0 +1,179 @@
+"""Which files a folder or a list names, in an order that does not depend on the machine."""
+
+import csv
+import heapq
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from selfsight.data.base import Skip
+from selfsight.errors import DataError
+
+__all__ = ["LEADS_OUT", "Entry", "Listing", "list_file", "list_folder"]
+
+LEADS_OUT = "a link that leads out of the folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file by its path relative to the root, or by an absolute one.
+
+    size, modified: as found, in bytes and nanoseconds; -1 when the file cannot be seen
+    label: the name of its class, empty when it has none
+    """
+
+    path: str
+    size: int
+    modified: int
+    label: str
+
+
+@dataclass
+class Listing:
+    """root: absolute; entries in their final order; refused: what was not even tried.
+
+    unreadable: folders that could not be looked into
+    origin: tells listings of different making apart
+    explicit: somebody wrote the entries down, so each is meant to be an image
+    """
+
+    root: str
+    origin: str
+    explicit: bool = False
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[Skip] = field(default_factory=list)
+    unreadable: list[Skip] = field(default_factory=list)
+
+
+def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
+    """Every regular file below `root`, sorted by the bytes of its relative path.
+
+    Hidden names are left out. A link inside the folder adds a file only when the walk
+    has not met it under its own name; a link that leads outside needs `follow_links`.
+    The label of a file is the first folder on its path.
+    """
+    walk = _Walk(os.path.realpath(root), follow_links)
+    walk.run()
+    found = walk.listing
+    found.entries.sort(key=lambda entry: os.fsencode(entry.path))
+    found.refused.sort(key=lambda skip: os.fsencode(skip.path))
+    return found
+
+
+class _Walk:
+    def __init__(self, root: str, follow_links: bool) -> None:
+        self.listing = Listing(root, f"folder{' with links' * follow_links} {root}")
+        self.follow_links = follow_links
+        self.links: list[tuple[bytes, str]] = []  # a heap: links are met in order
+        self.folders: set[str] = set()
+        self.files: set[str] = set()
+
+    def run(self) -> None:
+        self.folder("")
+        if not self.links:
+            return
+        # Files under their own names come first, so that they keep those names.
+        self.files = {os.path.join(self.listing.root, e.path) for e in self.listing.entries}
+        while self.links:
+            self.link(heapq.heappop(self.links)[1])
+
+    def real(self, path: str) -> str:
+        return os.path.realpath(os.path.join(self.listing.root, path))
+
+    def folder(self, path: str) -> None:
+        stack = [path]
+        while stack:
+            path = stack.pop()
+            real = self.real(path)
+            if real in self.folders:
+                continue
+            self.folders.add(real)
+            try:
+                with os.scandir(os.path.join(self.listing.root, path)) as entries:
+                    stack += [inner for entry in entries if (inner := self.enter(path, entry))]
+            except OSError as error:
+                skip = Skip(path or ".", f"cannot be read: {error.strerror}")
+                self.listing.unreadable.append(skip)
+
+    def enter(self, path: str, entry: "os.DirEntry[str]") -> str | None:
+        """Takes note of one name; returns it when it is a folder to walk."""
+        if entry.name.startswith("."):
+            return None
+        relative = os.path.join(path, entry.name)
+        if entry.is_symlink():
+            heapq.heappush(self.links, (os.fsencode(relative), relative))
+        elif entry.is_dir(follow_symlinks=False):
+            return relative
+        else:
+            self.file(relative, entry.stat(follow_symlinks=False))
+        return None
+
+    def file(self, path: str, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            self.listing.refused.append(Skip(path, "not a regular file"))
+            return
+        label = path.split(os.sep, 1)[0] if os.sep in path else ""
+        self.listing.entries.append(Entry(path, status.st_size, status.st_mtime_ns, label))
+
+    def link(self, path: str) -> None:
+        real, root = self.real(path), self.listing.root
+        if not self.follow_links and os.path.commonpath([real, root]) != root:
+            self.listing.refused.append(Skip(path, LEADS_OUT))
+            return
+        try:
+            status = os.stat(real)
+        except OSError as error:
+            self.listing.refused.append(Skip(path, f"a broken link: {error.strerror}"))
+            return
+        if stat.S_ISDIR(status.st_mode):
+            before = len(self.listing.entries)
+            self.folder(path)
+            self.keep_new(before)
+        elif real not in self.files:
+            self.files.add(real)
+            self.file(path, status)
+
+    def keep_new(self, before: int) -> None:
+        """A linked folder may hold files that are known by other names."""
+        found = self.listing.entries[before:]
+        del self.listing.entries[before:]
+        for entry in found:
+            real = self.real(entry.path)
+            if real not in self.files:
+                self.files.add(real)
+                self.listing.entries.append(entry)
+
+
+def list_file(file: Path) -> Listing:
+    """The paths of a .txt (one per line) or a .csv (columns path and, optionally, label),
+    relative to the list's own folder, in the list's order."""
+    root = os.path.realpath(file.parent)
+    try:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+            if file.suffix.lower() == ".csv":
+                rows = _csv_rows(file, csv.DictReader(lines))
+            else:
+                rows = [(line.rstrip("\r\n"), "") for line in lines if line.strip()]
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from None
+    except csv.Error as error:
+        raise DataError(f"{file} is not a CSV of image paths: {error}") from None
+    if not rows:
+        raise DataError(f"{file} names no image; write one path per line")
+    listing = Listing(root, f"list {os.path.join(root, file.name)}", explicit=True)
+    for path, label in rows:
+        try:
+            status = os.stat(os.path.join(root, path))
+            size, modified = status.st_size, status.st_mtime_ns
+        except (OSError, ValueError):
+            size = modified = -1
+        listing.entries.append(Entry(path, size, modified, label))
+    return listing
+
+
+def _csv_rows(file: Path, rows: "csv.DictReader[str]") -> list[tuple[str, str]]:
+    names = rows.fieldnames or []
+    if "path" not in names:
+        raise DataError(f"{file} has no column `path`; its first line must be path or path,label")
+    return [(row["path"] or "", row.get("label") or "") for row in rows]

@@ -1,0 +1,239 @@
+"""The verdict on a run: states told apart by meters that were read while it trained.
+
+What the limits rest on, with s = spread · √D (1 isotropic, 0 constant), r the centred
+effective rank and m = min(N − 1, D) the most it can be; short runs on CIFAR-10, N = 64 and
+128:
+
+- s starts at 0.65 to 1 and falls to 0.3 in healthy first epochs (z of SimCLR 0.43, h of a
+  masked autoencoder 0.3). Constant plus noise of 0.001 has s = 0.001, yet full r: so s
+  counts beside r.
+- r of z falls to half of what it began with, 0.28 m, in healthy first epochs (SimCLR, BYOL;
+  SimSiam keeps it). Without stop-gradient SimSiam's falls to an eighth, below 0.12 m, and
+  on, while the last BatchNorm still keeps s above 0.6: so a fall of r counts too.
+- r of h is no such sign: a masked autoencoder's falls from 28 to 6.4 of 63 while all is
+  well, and hardly grows with m. Hence its lower limit.
+- A low reading may precede a recovery: the last three have to agree and not to rise. What
+  was low from the first reading on lost nothing, and is believed after twenty.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selfsight.errors import ConfigError, suggestion
+
+__all__ = ["HEALTHY_IS_NOT_USEFUL", "Reading", "State", "Verdict", "verdict", "verdicts"]
+
+State = Literal["healthy", "dimensional collapse", "complete collapse", "diverging", "uncertain"]
+
+HEALTHY_IS_NOT_USEFUL = (
+    "Healthy is not the same as useful: label 100 images and run `selfsight evaluate`."
+)
+
+_AGREEING = 3  # readings that have to agree
+_PATIENCE = 20  # readings after which what was always low is believed
+_SAMPLES = 32  # fewer samples bound the rank too much to say anything
+_CHANNELS = 8
+_CONSTANT = 0.005  # s that rounding, not images, explains
+_ONE_DIRECTION = 1.5  # r of what varies along one direction, with some noise
+_FEW_DIRECTIONS = 8  # r that is low however large m is
+_KEPT = 0.2  # of the first reading
+_RISING = 1.25  # over the readings that have to agree
+_RISEN = 3.0  # times the early loss; losses that follow a teacher may rise by themselves
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """spread: of s; share: of r, as a part of m. Lower is low."""
+
+    spread: float
+    share: float
+
+
+_LIMITS = {"h": _Limits(spread=0.02, share=0.02), "z": _Limits(spread=0.05, share=0.12)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Meters of one embedding at one step.
+
+    spread: mean channel deviation of ẑ, uncentred (`meters.spread`)
+    rank: centred effective rank (`meters.effective_rank(…, centred=True)`)
+    dim, n: channels, and samples that the meters saw
+    loss: of the step, if known
+    correlation, alignment, uniformity: shown, not judged
+    """
+
+    step: int
+    spread: float
+    rank: float
+    dim: int
+    n: int
+    loss: float | None = None
+    correlation: float | None = None
+    alignment: float | None = None
+    uniformity: float | None = None
+
+    @property
+    def isotropy(self) -> float:
+        """s: 1 isotropic, 0 constant."""
+        return self.spread * math.sqrt(self.dim)
+
+    @property
+    def attainable(self) -> int:
+        """m: the most that a centred rank can be."""
+        return min(self.n - 1, self.dim)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """evidence: the numbers beside their limits; advice: what to do. One line each."""
+
+    name: str
+    state: State
+    evidence: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.state}. {self.evidence}. {self.advice}"
+
+
+def verdict(readings: Sequence[Reading], name: Literal["h", "z"] = "z") -> Verdict:
+    """Judge one embedding by its history, oldest reading first.
+
+    name: h, the encoder's embedding, or z, the projection
+    """
+    if name not in _LIMITS:
+        raise ConfigError(f"unknown embedding {name}; known: h, z{suggestion(name, _LIMITS)}")
+    if not readings:
+        return _uncertain(name, "no readings")
+    loss = _loss(readings)
+    if loss is not None:
+        return Verdict(name, "diverging", loss, _ADVICE["diverging"])
+    last, newest = readings[-_AGREEING:], readings[-1]
+    if not all(math.isfinite(r.spread) and math.isfinite(r.rank) for r in last):
+        return Verdict(
+            name, "diverging", f"{name} is not finite at step {newest.step}", _ADVICE["diverging"]
+        )
+    if len(last) < _AGREEING:
+        return _uncertain(name, f"{len(readings)} of {_AGREEING} readings needed")
+    if newest.n < _SAMPLES or newest.dim < _CHANNELS:
+        return _uncertain(
+            name,
+            f"{newest.n} samples of {newest.dim} channels; {_SAMPLES} and {_CHANNELS} are needed",
+        )
+    return _judged(name, readings)
+
+
+def verdicts(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Verdict]:
+    """One for h and, where the run has one, one for z, from what the watchers logged.
+
+    metrics: one row per step, oldest first: step, loss and, in the steps that were looked
+        at, h_spread, h_centred_rank, h_dim, h_samples and so on
+    """
+    rows = list(metrics)
+    names: list[Literal["h", "z"]] = ["h", "z"]
+    found: dict[str, Verdict] = {}
+    for name in names:
+        readings = [_reading(row, name) for row in rows if row.get(f"{name}_dim")]
+        if not readings and name == "z":
+            continue
+        found[name] = verdict(readings, name)
+        if len(rows) >= _AGREEING and all(row.get("rejected") for row in rows[-_AGREEING:]):
+            why = f"loss or gradients of the last steps, up to {rows[-1]['step']}, are not finite"
+            found[name] = Verdict(name, "diverging", why, _ADVICE["diverging"])
+    return found
+
+
+def _reading(row: Mapping[str, Any], name: str) -> Reading:
+    def number(key: str) -> float:
+        # JSON has no nan: a meter or a loss that was not finite may be null.
+        value = row.get(key)
+        return math.nan if value is None else float(value)
+
+    return Reading(
+        step=int(row["step"]),
+        spread=number(f"{name}_spread"),
+        rank=number(f"{name}_centred_rank"),
+        dim=int(row[f"{name}_dim"]),
+        n=int(row[f"{name}_samples"]),
+        loss=number("loss") if "loss" in row else None,
+        correlation=row.get(f"{name}_correlation"),
+        alignment=row.get(f"{name}_alignment"),
+        uniformity=row.get(f"{name}_uniformity"),
+    )
+
+
+def _judged(name: str, readings: Sequence[Reading]) -> Verdict:
+    limits, newest = _LIMITS[name], readings[-1]
+    few = max(_ONE_DIRECTION, limits.share * newest.attainable)
+    s, r = [reading.isotropy for reading in readings], [reading.rank for reading in readings]
+    evidence = (
+        f"spread·√D {s[-1]:.3g} (limit {limits.spread:g}), centred rank {r[-1]:.3g} of "
+        f"{newest.attainable} (limit {few:.3g}; {r[0]:.3g} at first) at step {newest.step}"
+    )
+    found: list[tuple[bool | None, State]] = [
+        (max(s[-_AGREEING:]) < _CONSTANT, "complete collapse"),
+        (_collapsed(s, limits.spread, limits.spread), "complete collapse"),
+        (_collapsed(r, _ONE_DIRECTION, _ONE_DIRECTION), "complete collapse"),
+        (_collapsed(r, few, min(few, _FEW_DIRECTIONS)), "dimensional collapse"),
+    ]
+    for answer, state in found:
+        if answer:
+            return Verdict(name, state, evidence, _ADVICE[state])
+    if any(answer is None for answer, _ in found):
+        return _uncertain(name, f"low, but from the start or rising: {evidence}")
+    return Verdict(name, "healthy", evidence, _ADVICE["healthy"])
+
+
+def _collapsed(values: Sequence[float], limit: float, always: float) -> bool | None:
+    """Whether `values` fell below `limit`, or were below `always` all along; None where they
+    are low without proof."""
+    last = values[-_AGREEING:]
+    if max(last) >= limit:
+        return False
+    if last[-1] > _RISING * last[0]:
+        return None
+    return last[-1] < _KEPT * values[0] or _long(values, always) or None
+
+
+def _long(values: Sequence[float], limit: float) -> bool:
+    return len(values) >= _PATIENCE and max(values[-_PATIENCE:]) < limit
+
+
+def _loss(readings: Sequence[Reading]) -> str | None:
+    """What is wrong with the loss, if anything."""
+    newest = readings[-1]
+    if newest.loss is not None and not math.isfinite(newest.loss):
+        return f"the loss is {newest.loss} at step {newest.step}"
+    losses = [r.loss for r in readings if r.loss is not None and math.isfinite(r.loss)]
+    if len(losses) < 2 * _AGREEING:
+        return None
+    early = max(abs(loss) for loss in losses[:_AGREEING])
+    late = statistics.median(losses[-_AGREEING:])
+    # Plus one, as a loss may start at almost nothing.
+    limit = _RISEN * early + 1
+    if late <= limit:
+        return None
+    return f"the loss rose from {early:.3g} to {late:.3g} (limit {limit:.3g}) at step {newest.step}"
+
+
+def _uncertain(name: str, why: str) -> Verdict:
+    return Verdict(name, "uncertain", why, _ADVICE["uncertain"])
+
+
+_ADVICE: dict[State, str] = {
+    "healthy": HEALTHY_IS_NOT_USEFUL,
+    "dimensional collapse": (
+        "Few directions are used: lower the learning rate, enlarge the batch, weaken the views, "
+        "or try a method with a variance or redundancy term (vicreg, barlow_twins)."
+    ),
+    "complete collapse": (
+        "All images map to one place: check that the images differ, that stop-gradient, teacher "
+        "and predictor are in place, and lower the learning rate."
+    ),
+    "diverging": "Lower the learning rate, lengthen the warm-up, or train in fp32.",
+    "uncertain": "Train on and ask again; if it stays so after the warm-up, look at the images.",
+}

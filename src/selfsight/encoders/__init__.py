@@ -1,0 +1,7 @@
+"""Encoders: images in, embeddings out. Importing this registers our small stems with timm."""
+
+from selfsight.encoders import small as small
+from selfsight.encoders.base import Encoder
+from selfsight.encoders.timm import create_encoder
+
+__all__ = ["Encoder", "create_encoder"]

@@ -1,0 +1,76 @@
+"""What the methods ask of an encoder."""
+
+import abc
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+__all__ = ["Encoder"]
+
+
+class Encoder(nn.Module, abc.ABC):
+    """Images (N, 3, H, W) go in, embeddings h (N, dim) come out. Subclasses are final.
+
+    name: the architecture
+    dim: width of `forward`'s output
+    token_dim: width of one patch token
+    size: native side of the input in pixels
+    multiple: input sides are multiples of this: the patch of a ViT, 1 for a CNN
+    maskable: whether `tokens` accepts `keep` and `mask`
+    mean, std: what the input is normalised by
+    crop_pct: fraction of the short side that the evaluation crop keeps
+    """
+
+    name: str
+    dim: int
+    token_dim: int
+    size: int
+    multiple: int
+    maskable: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_pct: float
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, dim): the pooled embedding."""
+
+    @abc.abstractmethod
+    def tokens(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(N, dim) pooled and (N, T, token_dim) patches, row by row over `grid(x)`.
+
+        keep: (N, K) int64 patch numbers; the others are dropped after positions are added,
+            and the patches come back in the order of `keep`
+        mask: (N, T) bool; the embeddings of true patches are replaced by `mask_token`,
+            (1, 1, token_dim), before positions are added
+        """
+
+    @abc.abstractmethod
+    def maps(self, x: Tensor, levels: int | Sequence[int]) -> list[Tensor]:
+        """Feature maps (N, C, rows, columns): the last `levels`, or those numbered so."""
+
+    @abc.abstractmethod
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, heads, T): what the last block's class token attends to, softmax included."""
+
+    @abc.abstractmethod
+    def fresh(self, name: str | None = None, seed: int | None = None) -> "Encoder":
+        """Another encoder with the same settings and new weights.
+
+        seed: None draws the weights from torch's generator, a number leaves it untouched.
+        """
+
+    @abc.abstractmethod
+    def grid(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of the token map of `x`."""
+
+    @abc.abstractmethod
+    def fix_positions(self, positions: Tensor) -> None:
+        """Give a maskable encoder these positions (T, token_dim) for good, in place of learned
+        ones."""

@@ -1,0 +1,340 @@
+"""Embeddings as arrays: what evaluation, diagnosis and search work on, whoever made them."""
+
+import contextlib
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsight.data.base import Source
+from selfsight.data.decode import Undecodable
+from selfsight.encoders.base import Encoder
+from selfsight.errors import ConfigError, DataError, StorageError, suggestion
+from selfsight.views.reference import render, sizes
+from selfsight.views.sample import center
+from selfsight.views.spec import View
+
+__all__ = ["Features", "extract", "pixels"]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One embedding per image, in the data's order.
+
+    embedding: (N, D) float32
+    label: (N,) int64, or None
+    path: a name for each image; numbers when none are given
+    classes: the labels' names, if known
+    """
+
+    embedding: np.ndarray
+    label: np.ndarray | None = None
+    path: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        embedding = np.ascontiguousarray(self.embedding, np.float32)
+        if embedding.ndim != 2 or embedding.shape[1] == 0:
+            raise DataError(f"an embedding is (N, D) with D ≥ 1, got shape {embedding.shape}")
+        n = len(embedding)
+        path = tuple(self.path) or tuple(str(i) for i in range(n))
+        label = None if self.label is None else np.ascontiguousarray(self.label, np.int64)
+        if len(path) != n or (label is not None and label.shape != (n,)):
+            labels = "no" if label is None else len(label)
+            raise DataError(
+                f"{n} embeddings need as many paths and labels, got {len(path)} paths "
+                f"and {labels} labels"
+            )
+        if label is not None and n:
+            low, high = int(label.min()), int(label.max())
+            if low < 0 or (self.classes and high >= len(self.classes)):
+                raise DataError(
+                    f"labels {low} to {high} do not fit {len(self.classes)} class "
+                    "names; number them from 0"
+                )
+        for name, value in (
+            ("embedding", embedding),
+            ("label", label),
+            ("path", path),
+            ("classes", tuple(self.classes)),
+        ):
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    @property
+    def dim(self) -> int:
+        return int(self.embedding.shape[1])
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write to .npz (`load` reads it) or .parquet (columns path, label, class,
+        embedding), all at once or not at all."""
+        file = Path(file)
+        write = {".npz": _write_npz, ".parquet": _write_parquet}[_format(file)]
+        temporary = file.with_name(f".{os.getpid()}.selfsight.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                write(self, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, file)
+            folder = os.open(file.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {file}: {error.strerror}; choose another place"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote."""
+        file = Path(file)
+        read = {".npz": _read_npz, ".parquet": _read_parquet}[_format(file)]
+        try:
+            return cls(**read(file))
+        except OSError as error:
+            if error.strerror is None:  # pyarrow's complaints about the content
+                raise _foreign(file, error) from error
+            raise StorageError(f"cannot read {file}: {error.strerror}") from error
+        except _BROKEN as error:
+            raise _foreign(file, error) from error
+
+
+def extract(
+    encoder: Encoder,
+    source: Source,
+    *,
+    size: int,
+    device: str | torch.device = "cpu",
+    batch: int = 256,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+    threads: int = 1,
+) -> Features:
+    """The encoder's h of each image, once each and in order, from a central crop.
+
+    progress: called with (images done, images in all)
+    threads: how many images are decoded at a time, while the encoder runs
+    """
+    if precision not in ("fp32", "bf16"):
+        near = suggestion(str(precision), ("fp32", "bf16"))
+        raise ConfigError(f"unknown precision {precision}; known: fp32, bf16{near}")
+    device = torch.device(device)
+    home = next(encoder.parameters()).device
+    training = {module: module.training for module in encoder.modules()}
+    view = View(size=size)
+    # Small images are not cropped: at 32 pixels the border is a large part of the image.
+    fraction = encoder.crop_pct if size >= 128 else 1.0
+    embedding = np.empty((len(source), encoder.dim), np.float32)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    try:
+        encoder.to(device).eval()
+        with torch.no_grad(), half:
+            for start, x in _batches(
+                source, view, fraction, encoder.mean, encoder.std, device, batch, threads
+            ):
+                embedding[start : start + len(x)] = encoder(x).float().cpu().numpy()
+                if progress is not None:
+                    progress(start + len(x), len(source))
+    finally:
+        encoder.to(home)
+        for module, mode in training.items():
+            module.training = mode
+    return _described(embedding, source)
+
+
+def pixels(source: Source, *, size: int = 32, batch: int = 256, threads: int = 1) -> Features:
+    """The resized image itself as its embedding: what any encoder has to beat."""
+    view = View(size=size)
+    embedding = np.empty((len(source), 3 * size * size), np.float32)
+    zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    for start, x in _batches(source, view, 1.0, zero, one, torch.device("cpu"), batch, threads):
+        embedding[start : start + len(x)] = x.flatten(1).numpy()
+    return _described(embedding, source)
+
+
+def _described(embedding: np.ndarray, source: Source) -> Features:
+    path = tuple(source.path(i) for i in range(len(source)))
+    return Features(embedding, source.labels, path, source.classes)
+
+
+def _batches(
+    source: Source,
+    view: View,
+    fraction: float,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    device: torch.device,
+    batch: int,
+    threads: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """(first index, images) over the source; the next batch is decoded meanwhile."""
+    n = len(source)
+    if n == 0:
+        raise DataError(f"{source.name} holds no images; there is nothing to embed")
+    if batch < 1 or threads < 1:
+        raise ConfigError(f"embedding needs batch ≥ 1 and threads ≥ 1, got {batch} and {threads}")
+
+    def read(i: int) -> np.ndarray:
+        try:
+            return source.read(i)
+        except (Undecodable, OSError) as error:
+            raise DataError(
+                f"cannot read {source.path(i)}: {error}; it was readable before, so restore it "
+                "or start again without it"
+            ) from error
+
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as ahead:
+
+        def prepare(start: int) -> Tensor:
+            images = list(readers.map(read, range(start, min(start + batch, n))))
+            table = center(view.size, sizes(images), fraction)
+            return render(images, table, view, mean=mean, std=std, device=device)
+
+        coming = ahead.submit(prepare, 0)
+        for start in range(0, n, batch):
+            x = coming.result()
+            if start + batch < n:
+                coming = ahead.submit(prepare, start + batch)
+            yield start, x
+
+
+_MARK = "selfsight.features.1"
+_BROKEN = (
+    DataError,
+    EOFError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _format(file: Path) -> str:
+    if file.suffix not in (".npz", ".parquet"):
+        raise ConfigError(f"features are .npz or .parquet, got {file.name}; rename it")
+    return file.suffix
+
+
+def _foreign(file: Path, error: Exception) -> StorageError:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return StorageError(f"{file} is damaged or not a selfsight feature file: {reason}")
+
+
+# A file name that is not UTF-8 reaches us with lone surrogates; "surrogatepass" keeps any.
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _write_npz(features: Features, stream: IO[bytes]) -> None:
+    names = [_encode(name) for name in (*features.path, *features.classes)]
+    arrays = {
+        "format": np.array(_MARK),
+        "embedding": features.embedding,
+        "text": np.frombuffer(b"".join(names), np.uint8),
+        "length": np.array([len(name) for name in names], np.int64),
+    }
+    if features.label is not None:
+        arrays["label"] = features.label
+    np.savez(stream, allow_pickle=False, **arrays)
+
+
+def _read_npz(file: Path) -> dict[str, Any]:
+    with np.load(file, allow_pickle=False) as archive:
+        if not isinstance(archive, np.lib.npyio.NpzFile) or str(archive["format"]) != _MARK:
+            raise ValueError("another format")
+        embedding, length = archive["embedding"], archive["length"]
+        text = archive["text"].tobytes()
+        label = archive.get("label")
+    if (length < 0).any() or length.sum() != len(text) or len(length) < len(embedding):
+        raise ValueError("names do not fit")
+    ends = np.cumsum(length)
+    names = [_decode(text[e - k : e]) for e, k in zip(ends.tolist(), length.tolist(), strict=True)]
+    n = len(embedding)
+    return {
+        "embedding": embedding,
+        "label": label,
+        "path": tuple(names[:n]),
+        "classes": tuple(names[n:]),
+    }
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    """Slow to import, so not before it is needed; and untyped."""
+    return import_module("pyarrow"), import_module("pyarrow.parquet")
+
+
+def _write_parquet(features: Features, stream: IO[bytes]) -> None:
+    pa, pq = _pyarrow()
+    label, classes = features.label, features.classes
+    named = [None] * len(features) if label is None or not classes else [classes[i] for i in label]
+    flat = pa.array(features.embedding.ravel())
+    table = pa.table(
+        {
+            "path": _text(features.path),
+            "label": pa.array([None] * len(features) if label is None else label, pa.int64()),
+            "class": _text(named),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, features.dim),
+        }
+    )
+    # JSON escapes lone surrogates; the column holds only the classes that occur.
+    mark = json.dumps({"format": _MARK, "labelled": label is not None, "classes": classes})
+    pq.write_table(table.replace_schema_metadata({"selfsight": mark}), stream)
+
+
+def _read_parquet(file: Path) -> dict[str, Any]:
+    _, pq = _pyarrow()
+    # pyarrow guesses at folders; this asks for the file itself.
+    with open(file, "rb") as stream:
+        table = pq.read_table(stream)
+    mark = json.loads((table.schema.metadata or {})[b"selfsight"])
+    if mark["format"] != _MARK:
+        raise ValueError("another format")
+    column = table["embedding"].combine_chunks()
+    dim = column.type.list_size
+    embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), dim)
+    path = table["path"].to_pylist()
+    return {
+        "embedding": embedding,
+        "label": table["label"].to_numpy() if mark["labelled"] else None,
+        "path": tuple(_decode(name) if isinstance(name, bytes) else name for name in path),
+        "classes": tuple(mark["classes"]),
+    }
+
+
+def _text(names: Sequence[str | None]) -> Any:
+    """A column of strings, or of bytes where a string would not be valid UTF-8."""
+    pa, _ = _pyarrow()
+    try:
+        return pa.array(names, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([None if name is None else _encode(name) for name in names], pa.binary())

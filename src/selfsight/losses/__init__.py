@@ -1,0 +1,15 @@
+"""Pure functions from tensors to a scalar, never computed below float32."""
+
+from selfsight.losses.clustering import assignment_cross_entropy, sinkhorn
+from selfsight.losses.contrastive import info_nce, nt_xent
+from selfsight.losses.distillation import negative_cosine
+from selfsight.losses.masked import patch_mse
+
+__all__ = [
+    "assignment_cross_entropy",
+    "info_nce",
+    "negative_cosine",
+    "nt_xent",
+    "patch_mse",
+    "sinkhorn",
+]

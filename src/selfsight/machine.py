@@ -1,0 +1,44 @@
+"""What this machine can do, read from its flags and never from a timing."""
+
+import ctypes
+import functools
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+__all__ = ["keep_pages", "native_bf16"]
+
+# mallopt's parameter numbers in glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def native_bf16(device: str) -> bool:
+    """Whether bf16 is computed by the hardware rather than emulated."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@functools.cache
+def _flags() -> frozenset[str]:
+    """The CPU's capability flags as Linux lists them; none are known elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(found, "").split())
+
+
+def keep_pages() -> bool:
+    """Let glibc keep freed memory, so that large temporaries cost no page faults.
+
+    Takes effect for allocations after the call; answers whether it was possible.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    kept = libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    return bool(kept)

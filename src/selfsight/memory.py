@@ -1,0 +1,47 @@
+"""What methods remember between steps; buffers, so checkpoints carry them."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Bank", "Queue"]
+
+
+class Queue(nn.Module):
+    """The newest `length` rows, first in, first out; a queue of length 0 stays empty.
+
+    rows: (length, *shape); filled: how many rows are real.
+    """
+
+    rows: Tensor
+    filled: Tensor
+
+    def __init__(self, length: int, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(length, *shape))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def full(self) -> bool:
+        """Every row is real, and there are some."""
+        return 0 < len(self.rows) == int(self.filled)
+
+    @torch.no_grad()
+    def push(self, rows: Tensor) -> None:
+        """Newest first; what exceeds the length falls off the end."""
+        length = len(self.rows)
+        self.rows.copy_(torch.cat([rows.to(self.rows.dtype), self.rows])[:length])
+        self.filled.copy_((self.filled + len(rows)).clamp_max(length))
+
+
+class Bank(nn.Module):
+    """One row per sample of the data set. rows: (samples, *shape)."""
+
+    rows: Tensor
+
+    def __init__(self, samples: int, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(samples, *shape))
+
+    @torch.no_grad()
+    def write(self, index: Tensor, rows: Tensor) -> None:
+        self.rows[index] = rows.to(self.rows.dtype)

@@ -1,0 +1,77 @@
+"""The catalogue: one line per method."""
+
+import dataclasses
+import importlib
+import inspect
+from typing import Any
+
+from selfsight.errors import ConfigError, suggestion
+
+METHODS = {
+    "byol": "selfsight.methods.byol:BYOL",
+    "deepcluster_v2": "selfsight.methods.deepcluster_v2:DeepClusterV2",
+    "mae": "selfsight.methods.mae:MAE",
+    "simclr": "selfsight.methods.simclr:SimCLR",
+    "swav": "selfsight.methods.swav:SwAV",
+}
+
+DEFAULT = "simclr"
+
+__all__ = ["DEFAULT", "METHODS", "create", "describe", "method_class", "options"]
+
+
+def method_class(name: str) -> Any:
+    """The class behind a name of the catalogue, or behind my.module:MyMethod."""
+    target = name if ":" in name else METHODS.get(name)
+    if target is None:
+        raise ConfigError(f"unknown method {name}{suggestion(name, METHODS)}")
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot load the method {name}: {error}") from None
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """A method's options: the keyword parameters of its constructor."""
+    parameters = inspect.signature(method_class(name)).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "samples"}
+
+
+def create(name: str, encoder: Any, *, samples: int, **chosen: Any) -> Any:
+    """The method over an encoder, for a data set of `samples` images."""
+    known = options(name)
+    for option in chosen:
+        if option not in known:
+            hint = suggestion(option, known)
+            raise ConfigError(f"unknown option {option} of the method {name}{hint}")
+    cls = method_class(name)
+    if "samples" in inspect.signature(cls).parameters:
+        chosen["samples"] = samples
+    return cls(encoder, **chosen)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a method is, in plain values: for tables, pages and JSON."""
+    import torch
+
+    from selfsight.encoders import create_encoder
+
+    cls = method_class(name)
+    module = inspect.getmodule(cls)
+    assert module is not None
+    title, _, cited = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+    with torch.device("meta"):
+        example = create(name, create_encoder("vit_tiny_patch16_224"), samples=1_281_167)
+    lines = [line.strip() for line in inspect.getsource(module).splitlines()]
+    marker = "# Differs from the paper: "
+    return {
+        "name": name,
+        "title": title,
+        "paper": " ".join(cited.split()),
+        "options": {p.name: p.default for p in options(name).values()},
+        "help": inspect.cleandoc(cls.__doc__ or ""),
+        "views": [dataclasses.asdict(view) for view in example.views],
+        "recipe": dataclasses.asdict(example.recipe),
+        "deviations": [line.removeprefix(marker) for line in lines if line.startswith(marker)],
+    }

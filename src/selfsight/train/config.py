@@ -1,0 +1,235 @@
+"""What a run is: every value, and where it came from."""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from selfsight.data.base import Source
+from selfsight.distributed import world
+from selfsight.encoders import create_encoder
+from selfsight.encoders.base import Encoder
+from selfsight.errors import ConfigError, suggestion
+from selfsight.machine import native_bf16
+from selfsight.methods import DEFAULT, create
+from selfsight.methods.base import Method
+from selfsight.optim import OPTIMIZERS, Recipe
+from selfsight.philox import Purpose, seed_for
+from selfsight.views.spec import View
+
+__all__ = ["Built", "Config", "Settings", "differences", "resolve", "seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the user asked for; None leaves the choice to `resolve`."""
+
+    method: str | None = None
+    encoder: str | None = None
+    size: int | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    optimizer: str | None = None
+    weight_decay: float | None = None
+    warmup: float | None = None
+    accumulate: int | None = None
+    pretrained: bool | str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The resolved run. `reasons` holds where each value came from."""
+
+    method: str
+    options: dict[str, Any]
+    encoder: str
+    size: int
+    epochs: int
+    batch: int
+    accumulate: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+    warmup: float
+    precision: str
+    device: str
+    pretrained: bool | str
+    seed: int
+    reasons: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def table(self) -> list[tuple[str, Any, str]]:
+        """(name, value, reason) of each value."""
+        return [(name, value, self.reasons.get(name, "")) for name, value in self.json().items()]
+
+    def json(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["reasons"]
+        return values
+
+
+@dataclass(frozen=True)
+class Built:
+    """A run's moving parts, made from its config."""
+
+    config: Config
+    method: Method
+    recipe: Recipe
+
+
+def seconds(text: str) -> float:
+    """`90m`, `2h`, `1.5h`, `45s`, `1d` in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise ConfigError(f"--time {text}: write a number and s, m, h or d, for example 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def resolve(settings: Settings, source: Source) -> Built:
+    """Choose what the user left open, and build the run."""
+    chosen: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+
+    def choose(name: str, default: Callable[[], tuple[Any, str]]) -> Any:
+        given = getattr(settings, name)
+        chosen[name], reasons[name] = (given, "given") if given is not None else default()
+        return chosen[name]
+
+    short = int(source.sizes.min(1).max())
+    method = choose("method", lambda: (DEFAULT, "learns from most sets with the least tuning"))
+    seed = choose("seed", lambda: (0, "the same seed gives the same run"))
+    device = _device(choose("device", lambda: ("auto", "")))
+    if device != chosen["device"]:
+        chosen["device"], reasons["device"] = device, "the fastest here"
+    encoder_name = choose("encoder", lambda: _encoder(method, device, short))
+    size = choose("size", lambda: _size(device, short))
+    choose("pretrained", lambda: (False, "from scratch"))
+    chosen["options"] = dict(sorted(settings.options.items()))
+    reasons["options"] = "given" if settings.options else "the method's own"
+
+    generator = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(seed_for(seed, 0, Purpose.INIT))
+        encoder = create_encoder(encoder_name, size=size, pretrained=chosen["pretrained"])
+        built = create(method, encoder, samples=len(source), **chosen["options"])
+    finally:
+        torch.random.set_rng_state(generator)
+
+    recipe: Recipe = built.recipe
+    batch = choose("batch", lambda: _batch(len(source)))
+    parts = choose("accumulate", lambda: (1, "the batch is computed in one piece")) * world()
+    if batch > len(source):
+        raise ConfigError(
+            f"batch {batch} is larger than the {len(source):,} images of {source.name}; "
+            f"use --batch {_batch(len(source))[0]} or less"
+        )
+    if batch % parts or batch < 2 * parts:
+        raise ConfigError(
+            f"batch {batch} does not divide into {parts} parts of 2 or more; "
+            "change --batch, --accumulate or the number of ranks"
+        )
+    optimizer = choose("optimizer", lambda: (recipe.optimizer, "recipe"))
+    if optimizer not in OPTIMIZERS:
+        raise ConfigError(f"unknown optimizer {optimizer}{suggestion(optimizer, OPTIMIZERS)}")
+    if settings.lr is None and optimizer != recipe.optimizer:
+        raise ConfigError(
+            f"--optimizer {optimizer} needs --lr: the recipe's is for {recipe.optimizer}"
+        )
+    choose("lr", lambda: (recipe.rate(batch), _rule(recipe, batch)))
+    choose("weight_decay", lambda: (recipe.weight_decay, "recipe"))
+    epochs = choose("epochs", lambda: (100, "enough to tell whether it works"))
+    choose("warmup", lambda: _warmup(recipe, epochs))
+    choose("precision", lambda: ("auto", ""))
+    if chosen["precision"] == "auto":
+        chosen["precision"], reasons["precision"] = _precision(device)
+    elif chosen["precision"] not in ("fp32", "bf16"):
+        hint = suggestion(chosen["precision"], ["fp32", "bf16", "auto"])
+        raise ConfigError(f"unknown precision {chosen['precision']}{hint}; known: auto, fp32, bf16")
+    config = Config(**chosen, reasons=reasons)
+    built.views = _views(built.views, size, encoder)
+    return Built(config, built, _recipe(recipe, config))
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"unknown device {name}; it is auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here; see selfsight doctor")
+    return name
+
+
+def _encoder(method: str, device: str, short: int) -> tuple[str, str]:
+    if method == "mae":
+        return "vit_tiny_patch16_224", "mae needs patch tokens"
+    if short <= 64:
+        return "resnet18_small", f"3×3 stem, for the images' {short} px"
+    if device == "cpu":
+        return "resnet18", "on a CPU"
+    return "resnet50", "on a GPU"
+
+
+def _size(device: str, short: int) -> tuple[int, str]:
+    usual = 128 if device == "cpu" else 224
+    if short < usual:
+        return max(32, short // 32 * 32), f"near the images' {short} px"
+    return usual, f"usual on a {device.partition(':')[0].upper()}"
+
+
+def _batch(images: int) -> tuple[int, str]:
+    if images >= 256:
+        return 256, "usual"
+    return 1 << (images.bit_length() - 1), f"what {images} images fill"
+
+
+def _rule(recipe: Recipe, batch: int) -> str:
+    how = {"linear": f" × {batch}/{recipe.batch}", "fixed": ""}.get(
+        recipe.rule, f" × √({batch}/{recipe.batch})"
+    )
+    return f"recipe {recipe.lr:g}{how}"
+
+
+def _warmup(recipe: Recipe, epochs: int) -> tuple[float, str]:
+    tenth = epochs / 10
+    if recipe.warmup <= tenth:
+        return recipe.warmup, "recipe"
+    return tenth, f"a tenth of the run, below the recipe's {recipe.warmup:g}"
+
+
+def _precision(device: str) -> tuple[str, str]:
+    if native_bf16(device):
+        return "bf16", "this device computes bf16 natively"
+    return "fp32", "this device has no native bf16"
+
+
+def _recipe(recipe: Recipe, config: Config) -> Recipe:
+    end = recipe.weight_decay_end if config.weight_decay == recipe.weight_decay else None
+    name: Any = config.optimizer
+    return replace(recipe, optimizer=name, weight_decay=config.weight_decay, weight_decay_end=end)
+
+
+def _views(views: list[View], size: int, encoder: Encoder) -> list[View]:
+    """The method's views, written for 224 px, at this run's size."""
+    scaled = [view.scaled(size, multiple=encoder.multiple) for view in views]
+    if size > 32:
+        return scaled
+    # SimCLR's appendix B.9 leaves the blur out at 32 px, where it would hide the object.
+    return [replace(view, blur=0.0) for view in scaled]
+
+
+def differences(old: dict[str, Any], new: Config) -> list[str]:
+    """What changed against a recorded config, one line per value."""
+    now = new.json()
+    known = {f.name for f in fields(Config)} - {"reasons"}
+    return [
+        f"{name} was {old.get(name)!r}, is {now[name]!r}"
+        for name in sorted(known)
+        if old.get(name) != now[name]
+    ]

@@ -1,0 +1,156 @@
+"""The training loop."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from selfsight import optim, philox
+from selfsight.distributed import agree, all_sum, any_rank, gather, rank, synchronise, world
+from selfsight.errors import Diverged, Stopped
+from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
+from selfsight.optim import Recipe
+from selfsight.philox import Purpose
+from selfsight.train.signals import Signals
+
+__all__ = ["Engine", "Journal", "Plan", "Step", "run"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of a run; warmup is in steps."""
+
+    total: int
+    per_epoch: int
+    seed: int
+    lr: float
+    warmup: int
+    micros: int
+    precision: str
+    device: str
+    patience: int = 10  # rejected steps in a row that end the run
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. output: the last part's; None when the step was rejected."""
+
+    clock: Clock
+    loss: float
+    norm: float
+    rate: float
+    output: Output | None
+    samples: list[int]
+
+
+class Journal(Protocol):
+    """Who hears of each step, and keeps checkpoints."""
+
+    def step(self, step: Step) -> None: ...
+
+    def due(self, done: int) -> bool:
+        """Whether a checkpoint should be written after `done` steps."""
+
+    def save(self, done: int, rejected: int) -> None: ...
+
+
+class Engine:
+    """A method with its optimizer: does one step at a time."""
+
+    def __init__(self, method: Method, recipe: Recipe, plan: Plan) -> None:
+        device = torch.device(plan.device)
+        method.to(device)
+        method.to(memory_format=torch.channels_last)
+        synchronise(method)
+        self.method, self.recipe, self.plan = method, recipe, plan
+        self.optimizer = optim.build(method.groups(), recipe)
+        self.network: nn.Module = method
+        if world() > 1:
+            self.network = DistributedDataParallel(method, broadcast_buffers=False)
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        self._statistics = [b for n, b in method.named_buffers() if n.endswith(names)]
+
+    def step(self, clock: Clock, batches: list[Batch], sweep: Sweep) -> Step:
+        """One optimizer step over the parts of a batch; a step that is not finite on every
+        rank leaves no trace."""
+        method, plan = self.method, self.plan
+        # Drop-path and drop-out read torch's generator: address it by the step too.
+        torch.manual_seed(philox.seed_for(plan.seed, clock.step, Purpose.DROPOUT, view=rank()))
+        method.prepare(clock, sweep)
+        kept = [b.clone() for b in self._statistics]
+        rate = optim.set_rates(
+            self.optimizer, self.recipe, plan.lr, clock.step, plan.total, plan.warmup
+        )
+        outputs = [self._backward(batch, clock, last=batch is batches[-1]) for batch in batches]
+        loss = torch.stack([out.loss.detach().float() for out in outputs]).mean()
+        loss = all_sum(loss) / world()
+        grads = [p.grad for p in method.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        finite = agree(bool(loss.isfinite() & norm.isfinite()), plan.device)
+        samples: list[int] = []
+        if finite:
+            optim.clip(method, self.recipe)
+            method.after_backward(clock)
+            self.optimizer.step()
+            method.after_step(_joined([out.carry for out in outputs]), clock)
+        else:
+            for b, old in zip(self._statistics, kept, strict=True):
+                b.copy_(old)
+            samples = gather(torch.cat([batch.index for batch in batches])).tolist()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Step(clock, float(loss), float(norm), rate, outputs[-1] if finite else None, samples)
+
+    def _backward(self, batch: Batch, clock: Clock, *, last: bool) -> Output:
+        plan = self.plan
+        half = torch.autocast(
+            plan.device.partition(":")[0], torch.bfloat16, enabled=plan.precision == "bf16"
+        )
+        wait = not last and isinstance(self.network, DistributedDataParallel)
+        with self.network.no_sync() if wait else nullcontext():  # type: ignore[operator]
+            with half:
+                output: Output = self.network(batch, clock)
+            (output.loss / plan.micros).backward()  # type: ignore[no-untyped-call]
+        return output
+
+
+def _joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The parts' per-sample tensors, one after the other."""
+    return {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}
+
+
+def run(
+    engine: Engine,
+    stream: Iterable[tuple[int, list[Batch]]],
+    sweep: Callable[..., Iterator[tuple[Tensor, Tensor]]],
+    journal: Journal,
+    signals: Signals,
+    *,
+    rejected: int = 0,
+) -> None:
+    """Train to the end of the stream; Stopped or Diverged when it cannot.
+
+    stream: (step, this rank's parts of the batch) from the first step that is not done
+    rejected: steps in a row that were rejected before it
+    """
+    plan = engine.plan
+    for number, batches in stream:
+        clock = Clock(number, plan.total, plan.per_epoch, plan.seed)
+        step = engine.step(clock, batches, functools.partial(sweep, clock=clock))
+        rejected = 0 if step.output is not None else rejected + 1
+        journal.step(step)
+        done = number + 1
+        if rejected >= plan.patience:
+            raise Diverged(
+                f"the loss or its gradient was not finite in {rejected} steps in a row, the "
+                f"last of them {number}; the last good checkpoint stands. Try a lower --lr"
+            )
+        code = any_rank(signals.code, plan.device)
+        if code or done == plan.total or any_rank(int(journal.due(done)), plan.device):
+            journal.save(done, rejected)
+        if code:
+            raise Stopped(f"stopped by {signals.name(code)} after step {done}", code)

@@ -1,0 +1,310 @@
+"""From a folder of images to a run: open, resolve, build, train, export."""
+
+import platform
+import sys
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfsight import __version__
+from selfsight.data.base import Source, printable
+from selfsight.data.loader import Loader
+from selfsight.data.sources import Data, open_source
+from selfsight.distributed import any_rank, barrier, broadcast, process_group, rank, world
+from selfsight.encoders.timm import TimmEncoder
+from selfsight.errors import CheckpointError, ConfigError, DataError, Error
+from selfsight.export.model import save_model
+from selfsight.machine import keep_pages
+from selfsight.run import Run
+from selfsight.train import checkpoint
+from selfsight.train.config import Built, Settings, differences, resolve, seconds
+from selfsight.train.folder import RunFolder
+from selfsight.train.journal import Journal
+from selfsight.train.log import Lines, Teller, truncate
+from selfsight.train.loop import Engine, Plan, run
+from selfsight.train.measure import epochs_within
+from selfsight.train.signals import Signals
+from selfsight.train.sweep import Sweeper
+from selfsight.train.watch import OnlineKNN
+
+__all__ = ["Habits", "pretrain", "resume"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """How a run is done, which changes nothing about what it computes."""
+
+    max_bad_fraction: float = 0.01
+    save_every: int | None = None
+    keep: int = 2
+    threads: int = 1
+    labels: bool = False
+    download: bool = False
+    cache: str | None = None
+    quiet: bool = False
+
+
+def pretrain(
+    data: Data,
+    settings: Settings,
+    habits: Habits,
+    *,
+    out: str | Path,
+    time: str | None = None,
+    resume: bool = False,
+) -> Run:
+    """Train a method on `data` and leave the run in `out`."""
+    folder = RunFolder(out)
+    keep_pages()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(process_group(_device(settings)))
+        _first(lambda: folder.claim(resume=resume))
+        _first(lambda: stack.enter_context(folder.lock()))
+        recorded = folder.read() if folder.started else None
+        source = _open(data, habits)
+        if recorded is not None:
+            settings = _continued(settings, recorded)
+        built = resolve(settings, source)
+        if time is not None and recorded is None:
+            built = _within(built, settings, source, habits, time)
+        if recorded is None:
+            _first(lambda: folder.write(_record(built, data, source, habits)))
+        else:
+            _unchanged(recorded, built, source)
+        _train(folder, built, source, habits)
+        barrier()
+    return Run(folder.path)
+
+
+def resume(path: str | Path, *, quiet: bool = False) -> Run:
+    """Continue a run from what its folder says."""
+    record = RunFolder(path).read()
+    config = dict(record["config"])
+    habits = Habits(**{**record["habits"], "quiet": quiet})
+    if not record["reopens"]:
+        raise ConfigError(
+            f"{path} was trained on an array in memory; call selfsight.pretrain with it again"
+        )
+    return pretrain(record["data"]["name"], Settings(**config), habits, out=path, resume=True)
+
+
+def _device(settings: Settings) -> torch.device:
+    cuda = torch.cuda.is_available() and settings.device in (None, "auto", "cuda")
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def _first(action: Any) -> None:
+    """Do something on rank 0; a failure there ends all ranks, told once."""
+    code = 0
+    try:
+        if rank() == 0:
+            action()
+    except Error as error:
+        code = error.exit_code
+        raise
+    finally:
+        code = any_rank(code)
+        if code and rank() > 0:
+            sys.exit(code)
+
+
+def _open(data: Data, habits: Habits) -> Source:
+    def opened() -> Source:
+        return open_source(
+            data,
+            labels=habits.labels,
+            max_bad_fraction=habits.max_bad_fraction,
+            download=habits.download,
+            cache=habits.cache,
+        )
+
+    # Rank 0 checks new data and leaves the manifest for the others.
+    found: list[Source] = []
+    _first(lambda: found.append(opened()))
+    source = found[0] if found else opened()
+    if len(source) < 2:
+        raise DataError(f"{source.name} holds {len(source)} image; a run needs at least 2")
+    return source
+
+
+def _within(built: Built, settings: Settings, source: Source, habits: Habits, time: str) -> Built:
+    """The same run with as many epochs as fit into `time`."""
+    engine, loader = _engine(built, source), _loader(built, source, habits, None)
+    sweeper = Sweeper(source, built.method.encoder, built.config.device)
+    epochs = epochs_within(seconds(time), engine, loader, sweeper, built.config.accumulate)
+    # The measured steps moved the weights; resolving again starts from the same seed.
+    again = resolve(replace(settings, epochs=epochs), source)
+    reasons = {**again.config.reasons, "epochs": f"what fits into {time} at the measured rate"}
+    return replace(again, config=replace(again.config, reasons=reasons))
+
+
+def _continued(settings: Settings, record: dict[str, Any]) -> Settings:
+    """What was asked before, under what is asked now."""
+    names = {f.name for f in fields(Settings)}
+    before = {name: v for name, v in record["config"].items() if name in names}
+    now = {name: getattr(settings, name) for name in names}
+    given = {name: v for name, v in now.items() if v is not None and v != {} and v != "auto"}
+    return Settings(**{**before, **given})
+
+
+def _unchanged(record: dict[str, Any], built: Built, source: Source) -> None:
+    changes = differences(record["config"], built.config)
+    old = record["data"]
+    if old["fingerprint"] != source.fingerprint:
+        changes.append(f"the data were {old['images']:,} images, are {len(source):,}, and differ")
+    if changes:
+        raise ConfigError(
+            f"cannot resume, the run has changed: {'; '.join(changes)}. "
+            "Restore it, or start anew in another --out"
+        )
+
+
+def _record(built: Built, data: Data, source: Source, habits: Habits) -> dict[str, Any]:
+    config = built.config
+    reopens = isinstance(data, str | Path)
+    name = source.name
+    if isinstance(data, str | Path) and Path(data).expanduser().exists():
+        name = str(Path(data).expanduser().resolve())
+    return {
+        "config": config.json(),
+        "reasons": config.reasons,
+        "habits": asdict(habits),
+        "reopens": reopens,
+        "data": {
+            "name": name,
+            "images": len(source),
+            "fingerprint": source.fingerprint,
+            "skipped": len(source.skipped),
+        },
+        "views": [asdict(view) for view in built.method.views],
+        "recipe": asdict(built.recipe),
+        "argv": sys.argv,
+        "versions": {
+            "selfsight": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "timm", "pillow")},
+        },
+        "topology": {"world": world(), "threads": torch.get_num_threads()},
+        "decoder": f"pillow {version('pillow')}",
+    }
+
+
+def _plan(built: Built, source: Source) -> Plan:
+    config = built.config
+    per_epoch = len(source) // config.batch
+    return Plan(
+        total=config.epochs * per_epoch,
+        per_epoch=per_epoch,
+        seed=config.seed,
+        lr=config.lr,
+        warmup=round(config.warmup * per_epoch),
+        micros=config.accumulate,
+        precision=config.precision,
+        device=config.device,
+    )
+
+
+def _engine(built: Built, source: Source) -> Engine:
+    return Engine(built.method, built.recipe, _plan(built, source))
+
+
+def _loader(built: Built, source: Source, habits: Habits, skipped: Lines | None) -> Loader:
+    config, encoder = built.config, built.method.encoder
+
+    def note(path: str, reason: str) -> None:
+        if skipped is not None:
+            skipped.write(path=printable(path), reason=reason)
+
+    return Loader(
+        source,
+        built.method.views,
+        batch=config.batch,
+        seed=config.seed,
+        mean=encoder.mean,
+        std=encoder.std,
+        device=config.device,
+        rank=rank(),
+        world=world(),
+        threads=habits.threads,
+        supervised=built.method.supervised,
+        on_skip=note,
+        max_bad_fraction=habits.max_bad_fraction,
+    )
+
+
+def _train(folder: RunFolder, built: Built, source: Source, habits: Habits) -> None:
+    config = built.config
+    with ExitStack() as stack:
+        skipped = None
+        if rank() == 0:
+            folder.skipped.unlink(missing_ok=True)
+            skipped = stack.enter_context(closing(Lines(folder.skipped)))
+            for skip in source.skipped:
+                skipped.write(path=printable(skip.path), reason=skip.reason)
+        loader = _loader(built, source, habits, skipped)
+        engine = _engine(built, source)
+        plan = engine.plan
+        quiet = habits.quiet or rank() > 0
+        teller = stack.enter_context(Teller(plan.total, config.batch, quiet=quiet))
+        start, rejected = _restore(folder, engine, teller)
+        _announce(built, source, plan, start, teller)
+        knn = None
+        if source.labels is not None:
+            knn = OnlineKNN.over(
+                source, size=config.size, device=config.device, precision=config.precision,
+                seed=config.seed,
+            )  # fmt: skip
+        save_every = habits.save_every or max(plan.per_epoch, plan.total // 20)
+        journal = stack.enter_context(closing(Journal(
+            folder, engine, teller, save_every=save_every, keep=habits.keep, knn=knn
+        )))  # fmt: skip
+        signals = Signals()
+        stack.enter_context(signals.caught())
+        sweeper = Sweeper(source, built.method.encoder, config.device)
+        stream = stack.enter_context(closing(loader.stream(start, plan.total, micros=plan.micros)))
+        teller.started(start)
+        run(engine, stream, sweeper, journal, signals, rejected=rejected)
+        if rank() == 0:
+            product = built.method.product
+            assert isinstance(product, TimmEncoder)
+            save_model(product, folder.model, size=config.size)
+
+
+def _restore(folder: RunFolder, engine: Engine, teller: Teller) -> tuple[int, int]:
+    """Put the newest valid checkpoint back; (steps done, rejected in a row)."""
+    found = checkpoint.newest(folder.checkpoints, teller.say) if rank() == 0 else None
+    step = torch.tensor(found.step if found else 0, device=engine.plan.device)
+    done = int(broadcast(step))
+    if rank() == 0:
+        truncate(folder.metrics, done)
+        truncate(folder.timing, done)
+    if not done:
+        return 0, 0
+    found = found or checkpoint.load(folder.checkpoints / checkpoint.name(done))
+    try:
+        engine.method.load_state_dict(found.method)
+        checkpoint.restore_optimizer(engine.optimizer, engine.method, found.optimizer)
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{folder.checkpoints / checkpoint.name(done)} does not fit the method: {reason}"
+        ) from None
+    return done, int(found.state["rejected"])
+
+
+def _announce(built: Built, source: Source, plan: Plan, start: int, teller: Teller) -> None:
+    for name, value, reason in built.config.table():
+        shown = " ".join(f"{k}={v}" for k, v in value.items()) if name == "options" else value
+        if shown != "":
+            teller.say(f"{name:<13} {shown!s:<24} {reason}".rstrip())
+    if source.skipped:
+        teller.say(f"skipped       {len(source.skipped)} unreadable files, see skipped.jsonl")
+    if start:
+        teller.say(f"continuing after step {start} of {plan.total}")
+    else:
+        teller.say(f"{len(source):,} images, {plan.total:,} steps of {built.config.batch}")

@@ -1,0 +1,266 @@
+"""Each command on small data, through `main`."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfsight import doctor
+from selfsight.cli import main
+from selfsight.cli.output import plain
+from selfsight.features import Features
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 15 images that differ in colour, one of them twice, and a broken file."""
+    folder = tmp_path_factory.mktemp("photos")
+    noise = np.random.default_rng(0).integers(0, 60, (30, 40, 48, 3), np.uint8)
+    for i, pixels in enumerate(noise):
+        kind = ("red", "blue")[i % 2]
+        (folder / kind).mkdir(exist_ok=True)
+        pixels[..., 2 * (i % 2)] += 150
+        Image.fromarray(pixels).save(folder / kind / f"{i}.png")
+    (folder / "red" / "again.png").write_bytes((folder / "red" / "0.png").read_bytes())
+    (folder / "red" / "torn.png").write_bytes((folder / "red" / "0.png").read_bytes()[:300])
+    return folder
+
+
+def document(capsys: Captured) -> Any:
+    """What stdout holds is one JSON document and nothing else."""
+    return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+
+
+def test_methods(capsys: Captured) -> None:
+    from selfsight.methods import METHODS
+
+    assert main(["methods", "--json"]) == 0
+    rows = document(capsys)
+    assert [row["name"] for row in rows] == sorted(METHODS)
+    assert all(row["title"] and row["what"] and 1990 < int(row["year"]) < 2100 for row in rows)
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(METHODS)
+    assert lines[0].split() == ["name", "title", "year", "what"]
+
+
+def test_one_method(capsys: Captured) -> None:
+    assert main(["methods", "simclr", "--json"]) == 0
+    assert document(capsys)["options"]["temperature"] == 0.1
+    assert main(["methods", "simclr"]) == 0
+    out = capsys.readouterr().out
+    assert "--method.temperature  0.1" in out
+    assert "Chen et al. 2020" in out
+    assert "Differs from the paper" in out
+    assert main(["methods", "simcrl"]) == 2
+    expected = "selfsight methods: unknown method simcrl; did you mean simclr?\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_views(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "views.png"
+    words = ["views", str(photos), "--out", str(out), "--size", "32"]
+    assert main([*words, "--count", "3", "--method.multi_crop", "2"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    first = out.read_bytes()
+    with Image.open(out) as mosaic:
+        # The image, two large crops and two small ones; three images.
+        assert mosaic.size == (5 * 27 - 4, 3 * 27 - 4)
+        assert mosaic.getpixel((3 * 27 + 20, 20)) == (255, 255, 255)
+        red, _, blue = mosaic.getpixel((11, 11))
+        assert abs(red - blue) > 60
+    assert main(words) == 2
+    assert capsys.readouterr().err.endswith("views.png exists; --force overwrites a file\n")
+    assert out.read_bytes() == first
+    assert main([*words, "--force", "--method", "byol"]) == 0
+    assert out.read_bytes() != first
+    assert main([*words[:-2], "--force", "--out", str(tmp_path / "views.jpg")]) == 2
+
+
+def test_check(photos: Path, capsys: Captured) -> None:
+    assert main(["check", str(photos), "--json"]) == 0
+    found = document(capsys)
+    assert (found["images"], found["classes"]) == (31, {"blue": 15, "red": 16})
+    assert main(["check", str(photos)]) == 0
+    out = capsys.readouterr().out
+    assert "from 40 × 48 to 40 × 48" in out
+    assert "torn.png: " in out
+    assert "again.png" in out
+
+
+def test_check_of_nothing(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["check", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_embed(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "h.npz"
+    words = ["embed", "resnet18_small", str(photos), "--size", "32", "--out", str(out)]
+    assert main([*words, "--json"]) == 0
+    assert document(capsys) == {"out": str(out), "images": 31, "dim": 512}
+    features = Features.load(out)
+    assert features.embedding.shape == (31, 512)
+    assert features.classes == ("blue", "red")
+    kept = out.read_bytes()
+    assert main(words) == 2
+    assert out.read_bytes() == kept
+    assert main([*words, "--force"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{words[-1]}\n"
+    assert "random weights" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resnet18_smal"], "resnet18_small"),
+        (["runs/none"], "runs/none does not exist"),
+        (["."], ". is neither a run (no run.json) nor a model (no config.json)"),
+        ([".", "--pretrained"], "--pretrained is for the name of an architecture"),
+    ],
+)
+def test_a_wrong_subject(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", *words, "photos", "--out", "h.npz"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_evaluate(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "report.json"
+    words = ["evaluate", "resnet18_small", str(photos), "--size", "32", "--protocols", "knn,linear"]
+    assert main([*words, "--controls", "--json", "--out", str(out)]) == 0
+    facts = document(capsys)
+    assert facts == json.loads(out.read_text())
+    assert list(facts["results"]) == ["raw pixels", "untrained", "resnet18_small"]
+    for report in facts["results"].values():
+        assert [score["protocol"] for score in report["scores"]] == ["knn", "linear"]
+    # Red against blue is easy for pixels.
+    assert facts["results"]["raw pixels"]["scores"][1]["accuracy"] == 1
+    assert main([*words[:-1], "linear"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].split()[0] == "resnet18_small"
+    assert main([*words[:-1], "knn,linaer"]) == 2
+    assert "unknown protocol linaer; did you mean linear?" in capsys.readouterr().err
+
+
+def test_doctor(capsys: Captured) -> None:
+    assert main(["doctor", "--json"]) == 0
+    findings = {finding["name"]: finding for finding in document(capsys)}
+    assert findings["torch + torchvision"]["status"] == "ok"
+    assert findings["cache"]["status"] == "ok"
+    assert main(["doctor"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(findings)
+
+
+def test_doctor_fails_on_what_is_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SELFSIGHT_CACHE", str(tmp_path / "file" / "cache"))
+
+    def nms(*tensors: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr("torchvision.ops.nms", nms)
+    monkeypatch.setattr(doctor.platform, "system", lambda: 1 / 0)
+    assert main(["doctor", "--json"]) == 2
+    findings = {finding["name"]: finding for finding in document(capsys)}
+    failed = {name for name, finding in findings.items() if finding["status"] == "fail"}
+    assert failed == {"torch + torchvision", "cache", "system"}
+    pair = findings["torch + torchvision"]
+    assert pair["value"] == "do not match: operator torchvision::nms does not exist"
+    assert "force-reinstall torch torchvision" in pair["advice"]
+    assert "SELFSIGHT_CACHE" in findings["cache"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("version", "requirement", "fit"),
+    [
+        ("2.15.0+cpu", "torch!=2.13.0,>=2.10", True),
+        ("2.13.0", "torch!=2.13.0,>=2.10", False),
+        ("2.9.1", "torch!=2.13.0,>=2.10", False),
+        ("1.0.31", "timm<1.1,>=1.0.31", True),
+        ("1.1", "timm<1.1,>=1.0.31", False),
+        ("13.0.0rc1", "pillow>=13; extra == 'x<1'", True),
+    ],
+)
+def test_versions(version: str, requirement: str, fit: bool) -> None:
+    assert doctor.fits(version, requirement) is fit
+
+
+def test_demo_passes_on_what_was_given(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    import selfsight
+
+    seen: list[dict[str, object]] = []
+
+    def run(**given: object) -> dict[str, float]:
+        seen.append(given)
+        return {"gain": 0.1}
+
+    monkeypatch.setattr(selfsight, "demo", SimpleNamespace(run=run), raising=False)
+    assert main(["demo"]) == 0
+    capsys.readouterr()
+    assert main(["demo", "--out", "run", "--seed", "3", "--json"]) == 0
+    assert document(capsys) == {"gain": 0.1}
+    assert seen == [{}, {"out": "run", "seed": 3}]
+
+
+def test_print_config_is_what_config_takes(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    words = ["pretrain", str(photos), "--max-bad-fraction", "0.1", "--lr", "0.25"]
+    words += ["--size", "32", "--method.temperature", "0.2"]
+    assert main([*words, "--print-config"]) == 0
+    rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert ["lr", "0.25", "given"] in rows
+    assert ["method.temperature", "0.2", "given"] in rows
+    assert all(len(row) == 3 for row in rows)
+    assert main([*words, "--print-config", "--json"]) == 0
+    first = document(capsys)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(first))
+    assert main(["pretrain", "--config", str(file), "--print-config", "--json"]) == 0
+    assert document(capsys) == first
+    assert main(["pretrain", "--config", str(file), "--print-config", "--lr", "1"]) == 0
+    assert ["lr", "1.0", "given"] in [
+        line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()
+    ]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_plain_values() -> None:
+    value = {1: (np.float32(0.5), np.int64(3), float("nan")), "p": Path("a"), "b": True}
+    assert plain(value) == {"1": [0.5, 3, None], "p": "a", "b": True}
+    assert plain(doctor.Finding("a", "ok", "b"))["status"] == "ok"
+    with pytest.raises(TypeError):
+        plain(object())
+
+
+def test_a_method_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from selfsight.methods.base import Method\n"
+        "class Mine(Method):\n"
+        "    def __init__(self, encoder, *, depth: int = 1): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    words = ["pretrain", "synthetic", "--out", "run", "--method", "mine:Mine"]
+    assert main([*words, "--method.depht", "2"]) == 2
+    expected = "unknown option --method.depht for mine:Mine; did you mean depth?"
+    assert expected in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""One rank of a group that trains every method for some steps; rank 0 writes the weights."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from cases import NEEDS_TOKENS, as_type, clock, engine, loader, make, sweep
+from safetensors.torch import save_file
+
+from selfsight import methods
+from selfsight.distributed import gather, process_group, rank, world
+
+STEPS = 4  # into the second epoch, where banks have been written
+
+
+def trained(name):
+    encoder = "test_vit" if name in NEEDS_TOKENS else "test_resnet"
+    method = make(name, encoder, torch.float64)
+    running = engine(method)
+    feed = loader(method, rank=rank(), world=world())
+    for step in range(STEPS):
+        at = clock(step)
+        data = as_type(feed.batch(step), torch.float64)
+        running.step(at, [data], sweep(method, at, torch.float64))
+    state = {key: value.contiguous() for key, value in method.state_dict().items()}
+    for key, value in state.items():
+        copies = gather(value.double().flatten()).view(world(), -1)
+        assert (copies == copies[0]).all(), f"{name}: {key} differs between ranks"
+    return state
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    with process_group(torch.device("cpu")):
+        for name in methods.METHODS:
+            state = trained(name)
+            if rank() == 0:
+                save_file(state, folder / f"{name}-{world()}.safetensors")
+        if dist.is_initialized():
+            dist.barrier()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
