@@ -46,8 +46,8 @@ LAYERS = {
     "theory": "errors philox losses meters",
     "explore": "errors philox meters kmeans data features evaluate diagnose",
     "presets": "errors",
-    "run": "errors philox machine views encoders data methods export features evaluate diagnose "
-    "presets",
+    "run": "errors philox machine views encoders data methods.base methods export features "
+    "evaluate diagnose presets",
     "train": "errors philox machine schedules meters views distributed optim encoders methods.base "
     "data methods export features evaluate diagnose presets run",
     "demo": "errors views encoders data methods features evaluate diagnose run train",

@@ -38,6 +38,7 @@ def pretrain(
     accumulate: int | None = None,
     precision: str | None = None,
     options: dict[str, Any] | None = None,
+    view: dict[str, Any] | None = None,
     **habits: Any,
 ) -> "Run":
     """Train an encoder on unlabelled images; what is left out is chosen and explained.
@@ -46,6 +47,7 @@ def pretrain(
     out: the run's folder, new or empty unless `resume`
     time: how long to train, as "2h", instead of `epochs`
     options: of the method, as {"temperature": 0.2}
+    view: numbers that hold for every view, as {"crop": (0.2, 1.0), "gray": 0.0}
     habits: how the run is done: max_bad_fraction, save_every, keep, threads, labels,
         download, cache, quiet
     """
@@ -68,6 +70,7 @@ def pretrain(
         accumulate=accumulate,
         pretrained=pretrained,
         options=options or {},
+        view=view or {},
     )
     return pretrain(data, settings, Habits(**habits), out=out, time=time, resume=resume)
 

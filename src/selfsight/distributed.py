@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = [
+    "SynchronisedBatchNorm",
     "agree",
     "all_sum",
     "any_rank",
@@ -132,11 +133,12 @@ class SynchronisedBatchNorm(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(layer, name))
+        self.training, self.tracks = layer.training, layer.running_mean is not None
         # timm's fused layers carry their drop-out and activation as children.
         self.after = nn.Sequential(*layer.children())
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training or not self.tracks:
             mean, var = self._statistics(x)
         else:
             mean, var = self.running_mean, self.running_var
@@ -150,17 +152,24 @@ class SynchronisedBatchNorm(nn.Module):
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.transpose(0, 1).flatten(1)
         rows = rows if rows.dtype == torch.float64 else rows.float()
-        count = all_sum(torch.tensor(float(rows.shape[1]), device=x.device, dtype=rows.dtype))
-        mean = all_sum(rows.sum(1)) / count
-        var = all_sum((rows - mean[:, None]).square().sum(1)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            unbiased = var * count / (count - 1)
-            # None asks for a plain average over all batches.
-            momentum = self.momentum or 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        # An evaluation may run on one rank alone.
+        total = all_sum if self.training else torch.clone
+        count = total(torch.tensor(float(rows.shape[1]), device=x.device, dtype=rows.dtype))
+        mean = total(rows.sum(1)) / count
+        var = total((rows - mean[:, None]).square().sum(1)) / count
+        if self.tracks:
+            self._follow(mean, var, count)
         return mean, var
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        self.num_batches_tracked += 1
+        unbiased = var * count / (count - 1)
+        momentum = self.momentum
+        if momentum is None:  # asks for a plain average over all batches
+            momentum = 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
 def synchronise(module: nn.Module) -> nn.Module:

@@ -269,7 +269,8 @@ def _write_npz(features: Features, stream: IO[bytes]) -> None:
 
 
 def _read_npz(file: Path) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as archive:
+    # numpy would leave a broken file open.
+    with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
         if not isinstance(archive, np.lib.npyio.NpzFile) or str(archive["format"]) != _MARK:
             raise ValueError("another format")
         embedding, length = archive["embedding"], archive["length"]
@@ -312,14 +313,15 @@ def _write_parquet(features: Features, stream: IO[bytes]) -> None:
 
 
 def _read_parquet(file: Path) -> dict[str, Any]:
-    _, pq = _pyarrow()
+    pa, pq = _pyarrow()
     # pyarrow guesses at folders; this asks for the file itself.
     with open(file, "rb") as stream:
         table = pq.read_table(stream)
     mark = json.loads((table.schema.metadata or {})[b"selfsight"])
-    if mark["format"] != _MARK:
-        raise ValueError("another format")
     column = table["embedding"].combine_chunks()
+    # A damaged schema may still be a schema, of other types.
+    if mark["format"] != _MARK or not isinstance(column.type, pa.FixedSizeListType):
+        raise ValueError("another format")
     dim = column.type.list_size
     embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), dim)
     path = table["path"].to_pylist()

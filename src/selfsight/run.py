@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from selfsight.data.base import Source
+from selfsight.data.base import Progress, Source
 from selfsight.data.sources import Data, open_source
 from selfsight.data.split import evaluation_split
 from selfsight.diagnose.checks import Verdict, verdicts
@@ -21,6 +21,8 @@ from selfsight.evaluate import Report, evaluate
 from selfsight.export.model import load_model
 from selfsight.features import Features, extract, pixels
 from selfsight.machine import native_bf16
+from selfsight.methods import create
+from selfsight.methods.base import Method
 from selfsight.philox import Purpose, seed_for
 
 __all__ = ["Run", "embed", "measure"]
@@ -44,6 +46,8 @@ class Run:
             record: dict[str, Any] = json.loads((self.path / "run.json").read_bytes())
         except (OSError, ValueError) as error:
             raise StorageError(f"{self.path / 'run.json'} cannot be read: {error}") from None
+        if not isinstance(record, dict) or "config" not in record:
+            raise StorageError(f"{self.path / 'run.json'} is not a run of selfsight")
         return record
 
     @property
@@ -69,9 +73,13 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One dictionary per step."""
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """One dictionary per step; a line that a kill cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = path.read_bytes().splitlines(keepends=True)
+            return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path} cannot be read: {error}") from None
 
     @property
     def verdict(self) -> dict[str, Verdict]:
@@ -79,12 +87,17 @@ class Run:
         return verdicts(self.metrics)
 
     def untrained(self) -> Encoder:
-        """An encoder of the same architecture with its first weights: the control."""
+        """The encoder as it was before the first step: the control."""
         config = self.config
-        seed = seed_for(config["seed"], 0, Purpose.INIT)
-        return create_encoder(
-            config["encoder"], size=config["size"], pretrained=config["pretrained"], seed=seed
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_for(config["seed"], 0, Purpose.INIT))
+            encoder = create_encoder(
+                config["encoder"], size=config["size"], pretrained=config["pretrained"]
+            )
+            # A method may change its encoder as it is built: MAE fixes the positions.
+            samples = self.record["data"]["images"]
+            method: Method = create(config["method"], encoder, samples=samples, **config["options"])
+        return method.product
 
     def embed(self, data: Data, **options: Any) -> Features:
         """h of every image of `data`."""
@@ -111,16 +124,24 @@ class Run:
         }
 
 
-def embed(encoder: Encoder, source: Source, size: int) -> Features:
+def embed(
+    encoder: Encoder, source: Source, size: int, progress: Progress | None = None
+) -> Features:
     """h of every image, on the fastest device, in the precision it computes natively."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision: Literal["fp32", "bf16"] = "bf16" if native_bf16(device) else "fp32"
-    return extract(encoder, source, size=size, device=device, precision=precision)
+    return extract(
+        encoder, source, size=size, device=device, precision=precision, progress=progress
+    )
 
 
 def measure(
-    encoder: Encoder, split: tuple[Source, Source], size: int, protocols: Sequence[str]
+    encoder: Encoder,
+    split: tuple[Source, Source],
+    size: int,
+    protocols: Sequence[str],
+    progress: Progress | None = None,
 ) -> Report:
     """An encoder's accuracy: probes learn on the first part and are tested on the second."""
-    train, test = (embed(encoder, part, size) for part in split)
+    train, test = (embed(encoder, part, size, progress) for part in split)
     return evaluate(train, test, protocols=tuple(protocols))

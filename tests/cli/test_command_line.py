@@ -160,7 +160,7 @@ def test_an_error_is_one_line_and_its_code(
 
 
 def fails_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
-    def pretrain(data: object, *, method: str = "simclr", **settings: object) -> None:
+    def pretrain(data: object, **settings: object) -> None:
         raise error
 
     monkeypatch.setattr(selfsight, "pretrain", pretrain)
@@ -228,8 +228,8 @@ def test_only_what_was_given_is_passed_on(
 ) -> None:
     seen: list[dict[str, object]] = []
 
-    def pretrain(data: object, *, method: str = "simclr", **settings: object) -> object:
-        seen.append({"data": data, "method": method, **settings})
+    def pretrain(data: object, **settings: object) -> object:
+        seen.append({"data": data, **settings})
         return SimpleNamespace(path=Path("run"), config={"a": 1}, verdict={})
 
     monkeypatch.setattr(selfsight, "pretrain", pretrain)
@@ -239,9 +239,9 @@ def test_only_what_was_given_is_passed_on(
     flags = ["--time", "2h", "--lr", "1e-3", "--method.temperature", "0.2", "--json"]
     assert main([*PRETRAIN, "--config", str(file), "--workers", "3", "--labels", *flags]) == 0
     assert seen == [
-        {"data": "photos", "method": "simclr", "out": "run"},
+        {"data": "photos", "out": "run"},
         {
-            **{"data": "photos", "method": "simclr", "out": "run", "time": "2h", "lr": 1e-3},
+            **{"data": "photos", "out": "run", "time": "2h", "lr": 1e-3},
             **{"weight_decay": 0.1, "pretrained": True, "threads": 3, "labels": True},
             "options": {"dim": 64, "temperature": 0.2},
         },

@@ -12,7 +12,7 @@ from PIL import Image
 
 from selfsight import doctor
 from selfsight.cli import main
-from selfsight.cli.output import plain
+from selfsight.cli.output import plain, table
 from selfsight.features import Features
 
 Captured = pytest.CaptureFixture[str]
@@ -264,3 +264,33 @@ def test_a_method_of_ones_own(
     assert main([*words, "--method.depht", "2"]) == 2
     expected = "unknown option --method.depht for mine:Mine; did you mean depth?"
     assert expected in capsys.readouterr().err
+
+
+def test_from_photos_to_a_measured_encoder(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    run = tmp_path / "run"
+    words = ["pretrain", str(photos), "--out", str(run), "--max-bad-fraction", "0.1", "--quiet"]
+    words += ["--encoder", "resnet18_small", "--size", "32", "--batch", "8", "--epochs", "1"]
+    assert main([*words, "--json"]) == 0
+    facts = document(capsys)
+    assert facts["run"] == str(run)
+    assert facts["config"]["batch"] == 8
+    assert set(facts["verdict"]) == {"h", "z"}
+    assert main(words) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert main(["resume", str(run), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{run}\n"
+    assert main(["evaluate", str(run), str(photos), "--protocols", "linear", "--json"]) == 0
+    assert document(capsys)["size"] == 32
+    out = tmp_path / "h.parquet"
+    assert main(["embed", str(run / "model"), str(photos), "--out", str(out)]) == 0
+    assert len(Features.load(out)) == 31
+
+
+def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    # What looks like markup, or would move the cursor, is shown as it is.
+    table(("name", "what"), [("[bold]a[/bold]", "b\x1b[2J")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["[bold]a[/bold]", "b\\x1b[2J"] in lines

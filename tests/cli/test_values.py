@@ -10,7 +10,7 @@ import pytest
 from selfsight.cli.parser import Parser
 from selfsight.cli.pretrain import configure
 from selfsight.cli.settings import from_file
-from selfsight.cli.values import annotation, expects, method_options, read, shown
+from selfsight.cli.values import annotation, expects, read, shown, typed
 from selfsight.errors import ConfigError
 
 
@@ -80,7 +80,8 @@ KNOWN = dict(inspect.signature(method).parameters)
 
 def test_options_of_a_method() -> None:
     texts = {"temperature": "1", "crops": "2,6", "deep-head": "true", "plain": "4"}
-    values = method_options("m", texts, KNOWN)
+    parts = {f"method.{name}": text for name, text in texts.items()} | {"view.gray": "0"}
+    values = typed("method", parts, KNOWN, "m")
     assert values == {"temperature": 1.0, "crops": (2, 6), "deep_head": True, "plain": 4}
     assert annotation(KNOWN["plain"]) is int
 
@@ -92,13 +93,13 @@ def test_options_of_a_method() -> None:
             {"temprature": "1"},
             "unknown option --method.temprature for m; did you mean temperature?",
         ),
-        ({"qqq": "1"}, "unknown option --method.qqq for m; see selfsight methods m"),
+        ({"qqq": "1"}, f"unknown option --method.qqq for m; known: {', '.join(KNOWN)}"),
         ({"deep_head": "yes"}, "--method.deep_head: expected true or false, got yes"),
     ],
 )
 def test_wrong_options_of_a_method(texts: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        method_options("m", texts, KNOWN)
+        typed("method", {f"method.{name}": text for name, text in texts.items()}, KNOWN, "m")
     assert str(caught.value) == message
 
 
@@ -117,13 +118,14 @@ def test_a_file_of_settings(tmp_path: Path) -> None:
         **{"method.dim": 64, "method.mean": True, "method.crops": [2, 6], "method.cap": None},
     }
     file.write_text(json.dumps(content))
-    values, options = from_file(parser(), str(file))
+    values, parts = from_file(parser(), str(file))
     assert values == {
         **{"data": "photos", "epochs": 100, "lr": 0.012345678901, "save_every": 7},
         **{"weight_decay": 1e-6, "labels": True, "quiet": False, "pretrained": "weights/"},
         **{"method": "swav", "threads": 2},
     }
-    assert options == {"dim": "64", "mean": "true", "crops": "2,6", "cap": "none"}
+    written = {"dim": "64", "mean": "true", "crops": "2,6", "cap": "none"}
+    assert parts == {f"method.{name}": text for name, text in written.items()}
 
 
 @pytest.mark.parametrize(

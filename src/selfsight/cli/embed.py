@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         cache=arguments.cache,
         progress=progress("checked"),
     )
-    features = embed(subject.encoder, source, subject.size)
+    features = embed(subject.encoder, source, subject.size, progress("embedded"))
     features.save(out)
     note(f"{len(features):,} embeddings of {features.dim} numbers")
     if arguments.json:

@@ -4,24 +4,20 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from selfsight.cli.output import document, new_file, plain, table
+from selfsight.cli.output import document, new_file, plain, progress, table
 from selfsight.cli.parser import Parser, names
 from selfsight.cli.subject import Subject, open_subject, take_subject
-from selfsight.errors import ConfigError, suggestion
 
 if TYPE_CHECKING:
     from selfsight.evaluate import Report
 
 __all__ = ["configure", "run"]
 
-_PROTOCOLS = ("knn", "linear")
-
-
 def configure(parser: Parser) -> None:
     take_subject(parser)
     parser.take_data()
     add = parser.add_argument
-    add("--protocols", type=names, default=_PROTOCOLS, metavar="A,B", help="knn,linear")
+    add("--protocols", type=names, default=("knn", "linear"), metavar="A,B", help="knn,linear")
     add("--controls", action="store_true", help="also raw pixels and the weights before training")
     add("--out", metavar="FILE", help="keep the numbers in FILE.json")
     add("--force", action="store_true", help="overwrite FILE.json")
@@ -30,11 +26,10 @@ def configure(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     out = arguments.out and new_file(arguments.out, (".json",), force=arguments.force)
-    for protocol in arguments.protocols:
-        # Told before the images are embedded, which may take an hour.
-        if protocol not in _PROTOCOLS:
-            near = suggestion(protocol, _PROTOCOLS)
-            raise ConfigError(f"unknown protocol {protocol}{near}; known: knn, linear")
+    from selfsight.evaluate import check_protocols
+
+    # Told before the images are embedded, which may take an hour.
+    check_protocols(arguments.protocols)
     subject = open_subject(arguments)
     reports = _measure(subject, arguments)
     facts = {
@@ -65,6 +60,8 @@ def _measure(subject: Subject, arguments: argparse.Namespace) -> "dict[str, Repo
     if arguments.controls:
         before, start = subject.before
         reports["raw pixels"] = evaluate(pixels(split[0]), pixels(split[1]), protocols)
-        reports[before] = measure(start, split, subject.size, protocols)
-    reports[arguments.subject] = measure(subject.encoder, split, subject.size, protocols)
+        reports[before] = measure(start, split, subject.size, protocols, progress(f"{before}: embedded"))
+    reports[arguments.subject] = measure(
+        subject.encoder, split, subject.size, protocols, progress("embedded")
+    )
     return reports

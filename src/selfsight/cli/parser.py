@@ -16,17 +16,17 @@ _NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ConfigError instead of leaving.
 
-    After `take_method_options()`, `--method.NAME VALUE` and `--method.NAME=VALUE` are
-    collected, unread, in `options`: which of them exist is known once the method is.
+    After `take_parts("method")`, `--method.NAME VALUE` and `--method.NAME=VALUE` are
+    collected, unread, as `method.NAME` in `parts`: which exist is known once the method is.
     """
 
     def __init__(self, *, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, add_help=False, allow_abbrev=False)
         self.add_argument("-h", "--help", action="store_true", help="show this and leave")
-        self._takes_method_options = False
+        self._owners: tuple[str, ...] = ()
 
-    def take_method_options(self) -> None:
-        self._takes_method_options = True
+    def take_parts(self, *owners: str) -> None:
+        self._owners = tuple(f"--{owner}." for owner in owners)
 
     def take_data(self) -> None:
         self.add_argument(
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         if {"-h", "--help"} & set(words[:end]):
             self.print_help()
             return None
-        options, rest = self._method_options(words[:end])
+        parts, rest = self._parts(words[:end])
         for word in rest:
             if word.startswith("-") and len(word) > 1 and not _NUMBER.match(word):
                 name = word.partition("=")[0]
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         arguments, extra = self.parse_known_args([*rest, *words[end:]])
         if extra:
             raise ConfigError(f"unexpected argument {extra[0]}; see {self.prog} --help")
-        arguments.options = options
+        arguments.parts = parts
         return arguments
 
     @property
@@ -72,22 +72,22 @@ class Parser(argparse.ArgumentParser):
         """Every option by its spelling."""
         return dict(self._option_string_actions)
 
-    def _method_options(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-        options: dict[str, str] = {}
+    def _parts(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+        parts: dict[str, str] = {}
         rest: list[str] = []
         queue = list(words)
         while queue:
             word = queue.pop(0)
-            if not (self._takes_method_options and word.startswith("--method.")):
+            if not word.startswith(self._owners):
                 rest.append(word)
                 continue
-            name, equals, value = word.removeprefix("--method.").partition("=")
+            name, equals, value = word.removeprefix("--").partition("=")
             if not equals:
                 if not queue or queue[0].startswith("--"):
-                    raise ConfigError(f"--method.{name}: expected a value")
+                    raise ConfigError(f"--{name}: expected a value")
                 value = queue.pop(0)
-            options[name] = value
-        return options, rest
+            parts[name] = value
+        return parts, rest
 
 
 def whole(least: int) -> Callable[[str], int]:

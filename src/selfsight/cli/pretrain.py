@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selfsight.cli.output import document, table, visible
 from selfsight.cli.parser import Parser, number, whole
 from selfsight.cli.settings import merged
-from selfsight.cli.values import method_options, shown
+from selfsight.cli.values import shown, typed
 from selfsight.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["configure", "run", "show"]
 
 def configure(parser: Parser) -> None:
     add = parser.add_argument
-    parser.take_method_options()
+    parser.take_parts("method", "view")
     parser.set_defaults(parser=parser)
     add("data", nargs="?", metavar="DATA", help="folder, list, .npz, named set, or synthetic")
     add("--method", metavar="NAME", help="see selfsight methods; or my.module:MyMethod")
@@ -55,7 +55,9 @@ def configure(parser: Parser) -> None:
     add("--json", action="store_true", help="print one JSON document")
     parser.epilog = (
         "An option of the method is written --method.OPTION VALUE, "
-        "for example --method.temperature 0.2; selfsight methods NAME lists them."
+        "for example --method.temperature 0.2; selfsight methods NAME lists them. "
+        "A number of the views is written --view.FIELD VALUE and holds for all of them, "
+        "for example --view.crop 0.2,1 --view.gray 0."
     )
 
 
@@ -82,7 +84,7 @@ def show(result: "Run", as_json: bool) -> int:
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments for the façade: only what was given, so that defaults live in one place."""
-    settings, texts = merged(arguments.parser, arguments)
+    settings, parts = merged(arguments.parser, arguments)
     if "data" not in settings:
         taken = settings.get("pretrained", True)
         hint = "" if taken is True else f" (--pretrained took {taken}; write DATA before it)"
@@ -92,20 +94,18 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     if "epochs" in settings and "time" in settings:
         raise ConfigError("epochs and time exclude each other; keep one")
     from selfsight import methods
+    from selfsight.views.spec import View
 
-    method = settings.get("method") or _default_method()
+    method = settings.get("method") or methods.DEFAULT
     if ":" in method:
         # A user's own method lies where they stand, as it does for `python -m`.
         sys.path.insert(0, str(Path.cwd()))
-    options = method_options(method, texts, methods.options(method))
-    return {**settings, "options": options} if options else settings
-
-
-def _default_method() -> str:
-    import selfsight
-
-    default: str = inspect.signature(selfsight.pretrain).parameters["method"].default
-    return default
+    for part in parts:
+        if part.partition(".")[0] not in ("method", "view"):
+            raise ConfigError(f"unknown key {part}; write method.{part} or view.{part}")
+    options = typed("method", parts, methods.options(method), method)
+    view = typed("view", parts, inspect.signature(View).parameters, "a view")
+    return settings | ({"options": options} if options else {}) | ({"view": view} if view else {})
 
 
 def _print_config(settings: dict[str, Any], as_json: bool) -> int:
@@ -113,18 +113,19 @@ def _print_config(settings: dict[str, Any], as_json: bool) -> int:
     from selfsight.data.sources import open_source
     from selfsight.train.config import Settings, resolve
 
-    given = {"method": _default_method(), **settings}
-    asked = {f.name for f in fields(Settings)} & set(given)
-    opening = {"labels", "max_bad_fraction", "download", "cache"} & set(given)
-    source = open_source(given["data"], **{name: given[name] for name in opening})
-    config = resolve(Settings(**{name: given[name] for name in asked}), source).config
+    asked = {f.name for f in fields(Settings)} & set(settings)
+    opening = {"labels", "max_bad_fraction", "download", "cache"} & set(settings)
+    source = open_source(settings["data"], **{name: settings[name] for name in opening})
+    config = resolve(Settings(**{name: settings[name] for name in asked}), source).config
     rows: list[tuple[str, Any, str]] = []
     for name, value, reason in config.table():
         if name == "options":
             rows += [(f"method.{option}", v, reason) for option, v in value.items()]
-        elif name != "epochs" or "time" not in given:
+        elif name == "view":
+            rows += [(f"view.{field}", v, reason) for field, v in value.items()]
+        elif name != "epochs" or "time" not in settings:
             rows.append((name, value, reason))
-    rows += [(name, value, "given") for name, value in given.items() if name not in asked]
+    rows += [(name, value, "given") for name, value in settings.items() if name not in asked]
     if as_json:
         document({name: value for name, value, _ in rows})
     else:

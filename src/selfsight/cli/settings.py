@@ -16,24 +16,25 @@ _NOT_SETTINGS = {"help", "config", "print_config", "json"}
 
 
 def merged(parser: Parser, arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values given, by name, and the method options as text; flags win over the file."""
+    """The values given, by name, and the parts (method.x, view.x) as text; flags win over the
+    file."""
     flags = {
         action.dest: getattr(arguments, action.dest)
         for action in _settings(parser).values()
         if getattr(arguments, action.dest) is not None
     }
     if arguments.config is None:
-        return flags, dict(arguments.options)
-    values, options = from_file(parser, arguments.config)
+        return flags, dict(arguments.parts)
+    values, parts = from_file(parser, arguments.config)
     # One length of training replaces the other.
     for given, other in (("epochs", "time"), ("time", "epochs")):
         if given in flags:
             values.pop(other, None)
-    return {**values, **flags}, {**options, **arguments.options}
+    return {**values, **flags}, {**parts, **arguments.parts}
 
 
 def from_file(parser: Parser, path: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a JSON file that uses the flags' names, and its method options."""
+    """The values of a JSON file that uses the flags' names, and its parts."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -42,18 +43,18 @@ def from_file(parser: Parser, path: str) -> tuple[dict[str, Any], dict[str, str]
         raise ConfigError(f'{path} must hold one object, like {{"epochs": 100}}')
     known = _settings(parser)
     values: dict[str, Any] = {}
-    options: dict[str, str] = {}
+    parts: dict[str, str] = {}
     for key, value in content.items():
         name = key.replace("_", "-")
-        if key.startswith("method."):
+        if "." in key:
             if isinstance(value, dict):
                 raise ConfigError(f"{path}: {key} cannot hold an object")
-            options[key.removeprefix("method.")] = shown(value)
+            parts[key] = shown(value)
         elif name not in known:
             raise ConfigError(f"{path}: unknown key {key}{suggestion(name, known)}")
         elif value is not None:
             values[known[name].dest] = _value(known[name], value, f"{path}: {key}")
-    return values, options
+    return values, parts
 
 
 def _settings(parser: Parser) -> dict[str, argparse.Action]:

@@ -9,24 +9,30 @@ from typing import Any
 
 from selfsight.errors import ConfigError, suggestion
 
-__all__ = ["annotation", "expects", "method_options", "read", "shown"]
+__all__ = ["annotation", "expects", "read", "shown", "typed"]
 
 
-def method_options(
-    method: str, texts: Mapping[str, str], known: Mapping[str, Parameter]
+def typed(
+    owner: str, parts: Mapping[str, str], known: Mapping[str, Parameter], whose: str
 ) -> dict[str, Any]:
-    """The options a user wrote as `--method.NAME VALUE`, typed by the constructor."""
+    """The parts a user wrote as `--OWNER.NAME VALUE`, typed by the owner's constructor.
+
+    whose: what the owner is, for the message
+    """
     values: dict[str, Any] = {}
-    for name, text in texts.items():
+    for part, text in parts.items():
+        of, _, name = part.partition(".")
         field = name.replace("-", "_")
+        if of != owner:
+            continue
         if field not in known:
-            near = suggestion(field, known) or f"; see selfsight methods {method}"
-            raise ConfigError(f"unknown option --method.{name} for {method}{near}")
+            near = suggestion(field, known) or f"; known: {', '.join(known)}"
+            raise ConfigError(f"unknown option --{part} for {whose}{near}")
         kind = annotation(known[field])
         try:
             values[field] = read(text, kind)
         except ValueError:
-            raise ConfigError(f"--method.{name}: expected {expects(kind)}, got {text}") from None
+            raise ConfigError(f"--{part}: expected {expects(kind)}, got {text}") from None
     return values
 
 

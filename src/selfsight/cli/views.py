@@ -1,12 +1,13 @@
 """selfsight views"""
 
 import argparse
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from selfsight.cli.output import new_file, visible
 from selfsight.cli.parser import Parser, whole
-from selfsight.cli.values import method_options
+from selfsight.cli.values import typed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ _GAP = 4
 
 def configure(parser: Parser) -> None:
     add = parser.add_argument
-    parser.take_method_options()
+    parser.take_parts("method", "view")
     parser.take_data()
     add("--out", required=True, metavar="FILE.png", help="one row per image: itself, its views")
     add("--method", default="simclr", metavar="NAME", help="whose views (simclr)")
@@ -53,15 +54,17 @@ def _views(arguments: argparse.Namespace, samples: int) -> "list[View]":
 
     from selfsight import methods
     from selfsight.encoders import create_encoder
-    from selfsight.views import expand
+    from selfsight.views import View, expand
+    from selfsight.views.presets import fitted
 
     name = arguments.method
-    options = method_options(name, arguments.options, methods.options(name))
+    options = typed("method", arguments.parts, methods.options(name), name)
+    changes = typed("view", arguments.parts, inspect.signature(View).parameters, "a view")
     with torch.device("meta"):
         # A ViT serves every method, masked ones included.
         encoder = create_encoder("vit_tiny_patch16_224")
         method = methods.create(name, encoder, samples=samples, **options)
-    return [view.scaled(arguments.size) for view in expand(method.views)]
+    return expand(fitted(method.views, arguments.size, changes=changes))
 
 
 def _mosaic(

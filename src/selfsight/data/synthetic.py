@@ -94,7 +94,7 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
 
     def colour(light: Array) -> list[Array]:
         """A random hue and saturation at this lightness."""
-        r, g, b = take(-0.25, 0.25), take(-0.25, 0.25), take(-0.25, 0.25)
+        r, g, b = take(-0.2, 0.2), take(-0.2, 0.2), take(-0.2, 0.2)
         gray = 0.3 * r + 0.59 * g + 0.11 * b
         return [light + r - gray, light + g - gray, light + b - gray]
 
@@ -120,8 +120,8 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
     axis = (np.arange(size, dtype=np.float32) * 2 + 1) / size - 1
     x, y = axis[None, None, :], axis[None, :, None]
     light = take(0.42, 0.58)
-    picture = [light + 0.25 * noise(_COARSE) for _ in range(3)]
-    fine = noise(_FINE) * take(0.0, 0.16)
+    picture = [light + 0.12 * noise(_COARSE) for _ in range(3)]
+    fine = noise(_FINE) * take(0.0, 0.12)
     picture = [c + fine for c in picture]
 
     def paint(distance: Array, fill: list[Array]) -> None:
@@ -132,11 +132,13 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
     for _ in range(_LINES):
         (c, s), where, end, wide = turn(), take(-0.9, 0.9), take(-1.2, 1.2), take(0.01, 0.03)
         along, across = c * x + s * y, c * y - s * x
-        paint(_max(np.abs(across - where) - wide, along - end), colour(take(0.1, 0.9)))
+        paint(_max(np.abs(across - where) - wide, along - end), colour(light + take(-0.2, 0.2)))
     for _ in range(_SPECKS):
         px, py, radius = take(-1, 1), take(-1, 1), take(0.03, 0.09)
-        paint(_length(x - px, y - py) - radius, colour(take(0.1, 0.9)))
+        paint(_length(x - px, y - py) - radius, colour(light + take(-0.2, 0.2)))
 
+    contrast = take(0.3, 0.42) * np.where(take(0, 1) < 0.5, -1, 1).astype(np.float32)
+    paintwork = colour(light + contrast)
     c, s = turn()
     for number in range(_OBJECTS):
         a, b = (0.46, 0.46) if number % 2 else (0.46, -0.46)
@@ -149,13 +151,11 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
         for label in np.unique(labels):
             members = labels == label
             distance[members] = _SHAPES[CLASSES[label]](u[members], v[members])
-        contrast = take(0.3, 0.45)
         period, pattern, strength = take(1.5, 3.5), take(0, 1), take(0.04, 0.10)
         wave = u * period
         stripes = np.where(wave - np.floor(wave) < 0.5, strength, -strength)
-        fill = colour(light + contrast)
-        texture = np.where(pattern < 0.6, stripes, 0)
-        paint(distance * radius, [value + texture for value in fill])
+        texture = np.where(pattern < 0.6, stripes, np.float32(0))
+        paint(distance * radius, [value + texture for value in paintwork])
 
     tilt, slant, grain = take(-0.3, 0.3), take(-0.3, 0.3), take(0.01, 0.06)
     shade = 1 + tilt * x + slant * y

@@ -11,7 +11,7 @@ from selfsight.evaluate.report import Report, Score
 from selfsight.evaluate.statistics import interval, paired
 from selfsight.features import Features
 
-__all__ = ["KNN", "LinearProbe", "Report", "Score", "evaluate", "interval", "paired"]
+__all__ = ["PROTOCOLS", "KNN", "LinearProbe", "Report", "Score", "check_protocols", "evaluate", "interval", "paired"]
 
 
 def evaluate(
@@ -22,16 +22,10 @@ def evaluate(
 ) -> Report:
     """Fit each protocol to the labelled training features and count on the test ones.
 
-    protocols: knn, linear
+    protocols: names of PROTOCOLS
     seed: of whatever a protocol draws
     """
-    if isinstance(protocols, str) or not protocols:
-        raise ConfigError(f"protocols is a list of names, got {protocols!r}; try ['knn', 'linear']")
-    for protocol in protocols:
-        if protocol not in _PROTOCOLS:
-            known = ", ".join(_PROTOCOLS)
-            near = suggestion(protocol, _PROTOCOLS)
-            raise ConfigError(f"unknown protocol {protocol}; known: {known}{near}")
+    check_protocols(protocols)
     x, y = _labelled(train, "training")
     test_x, test_y = _labelled(test, "test")
     if train.dim != test.dim:
@@ -47,7 +41,18 @@ def evaluate(
         )
     if len(np.unique(y)) < 2:
         raise DataError("all training images have one class; evaluation needs two or more")
-    return Report(_PROTOCOLS[name](x, y, test_x, test_y, seed) for name in protocols)
+    return Report(PROTOCOLS[name](x, y, test_x, test_y, seed) for name in protocols)
+
+
+def check_protocols(protocols: Sequence[str]) -> None:
+    """Refuse an unknown name, or none at all."""
+    if isinstance(protocols, str) or not protocols:
+        raise ConfigError(f"protocols is a list of names, got {protocols!r}; try ['knn', 'linear']")
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            near = suggestion(protocol, PROTOCOLS)
+            raise ConfigError(f"unknown protocol {protocol}; known: {known}{near}")
 
 
 def _labelled(features: Features, which: str) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +104,7 @@ def _score(name: str, protocol: str, correct: np.ndarray, **details: object) -> 
     return Score(name, protocol, float(correct.mean()), low, high, len(correct), details, correct)
 
 
-_PROTOCOLS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], Score]] = {
+PROTOCOLS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], Score]] = {
     "knn": _knn,
     "linear": _linear,
 }

@@ -59,7 +59,12 @@ class LinearProbe:
         weight, bias, self.converged = design.solve(
             y, len(self.classes), [self.strength], torch.float64, tolerance=1e-3, steps=2000
         )
-        self._design, self.weight, self.bias = design, weight[0], bias[0]
+        self._mean, self._scale, self.weight, self.bias = (
+            design.mean,
+            design.scale,
+            weight[0],
+            bias[0],
+        )
         return self
 
     def predict(self, x: Rows) -> np.ndarray:
@@ -69,7 +74,9 @@ class LinearProbe:
             raise DataError(
                 f"the linear probe was fitted on {self.weight.shape[1]} channels, got {x.shape[1]}"
             )
-        logits = self._design.standardised(x).to(self.weight) @ self.weight.T + self.bias
+        logits = (
+            _standardised(x, self._mean, self._scale).to(self.weight) @ self.weight.T + self.bias
+        )
         numbers: np.ndarray = self.classes[logits.argmax(dim=1)].cpu().numpy()
         return numbers
 
@@ -89,19 +96,22 @@ class LinearProbe:
             count = max(len(rows) // 5, 1) if len(rows) > 1 else 0
             held.append(rows[:count])
             fitted.append(rows[count:])
-        return tuple(torch.cat(part).sort().values.to(y.device) for part in (fitted, held))  # type: ignore[return-value]
+        return torch.cat(fitted).to(y.device), torch.cat(held).to(y.device)
 
     def _choose(self, x: Tensor, y: Tensor, fitted: Tensor, held: Tensor) -> int:
-        design = _Design(x[fitted])
-        weight, bias, _ = design.solve(
-            y[fitted], len(self.classes), self.strengths, torch.float32, tolerance=0.03, steps=100
-        )
-        target, held_x = y[held], design.standardised(x[held]).float()
+        design, classes = _Design(x[fitted]), len(self.classes)
+        target, held_x = y[held], _standardised(x[held], design.mean, design.scale).float()
+        # As many at once as L-BFGS's memory of them allows; all, unless classes are many.
+        together = max(1, _BLOCK // (_MEMORY * classes * x.shape[1]))
         quality: list[tuple[int, int]] = []
-        for w, b in zip(weight, bias, strict=True):
-            logits = held_x @ w.T + b
-            right = int((logits.argmax(dim=1) == target).sum())
-            quality.append((right, len(quality)))
+        for start in range(0, len(self.strengths), together):
+            weight, bias, _ = design.solve(
+                y[fitted], classes, self.strengths[start : start + together], torch.float32,
+                tolerance=0.03, steps=100,
+            )  # fmt: skip
+            for w, b in zip(weight, bias, strict=True):
+                right = int(((held_x @ w.T + b).argmax(dim=1) == target).sum())
+                quality.append((right, len(quality)))
         # Of equals the strongest: on separable classes the weaker ones only grow W.
         return max(quality)[1]
 
@@ -121,7 +131,7 @@ class _Design:
         size = (variance / n + (total / n).square()).sqrt()
         # A constant channel is only centred: dividing would blow its rounding up to 1.
         self.scale = torch.where(scale > _CONSTANT * size, scale, torch.inf).to(x.dtype)
-        z = self.standardised(x).float()
+        z = _standardised(x, self.mean, self.scale).float()
         gram = z.new_zeros(2 * [min(n, dim)], dtype=torch.float64)
         for part in _rows(n, dim) if dim <= n else _rows(dim, n):
             block = (z[part] if dim <= n else z[:, part].T).double()
@@ -136,9 +146,6 @@ class _Design:
             axes = z.T @ (vectors[:, kept] / (n * values).sqrt()).float()
         self._axes, self._curvature = axes, values
         self._x = z @ axes
-
-    def standardised(self, x: Tensor) -> Tensor:
-        return (x.to(self.mean) - self.mean) / self.scale
 
     def solve(
         self,
@@ -202,7 +209,7 @@ class _Design:
         count, classes, width = w.shape
         flat = w.reshape(-1, width)
         total, loss = torch.zeros_like(flat), w.new_zeros(count)
-        for rows in _rows(len(y), len(flat)):
+        for rows in _rows(len(y), max(len(flat), width)):
             x = self._x[rows].to(w.dtype)
             own = y[rows, None, None].expand(-1, count, 1)
             log_p = torch.addmm(flat[:, -1], x, flat[:, :-1].T).view(-1, count, classes)
@@ -240,6 +247,10 @@ def _inverse_hessian(
         back = (change * gradient).sum(dim=(1, 2), keepdim=True) / product
         gradient = gradient + torch.where(product > 0, share - back, 0) * step
     return gradient
+
+
+def _standardised(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return (x.to(mean) - mean) / scale
 
 
 def _rows(n: int, width: int) -> Iterator[slice]:

@@ -23,6 +23,7 @@ from selfsight.errors import CheckpointError, StorageError
 
 __all__ = [
     "Checkpoint",
+    "flush_folder",
     "load",
     "name",
     "newest",
@@ -58,7 +59,8 @@ def write_durably(path: Path, content: bytes) -> None:
         raise StorageError(f"cannot write {path} ({len(content):,} bytes): {reason}") from None
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -76,7 +78,9 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
     final = folder / name(checkpoint.step)
     temporary = folder / f".tmp-{uuid.uuid4().hex}"
     try:
-        temporary.mkdir(parents=True)
+        # Never `parents`: a run's folder that has vanished is an error, not an empty place.
+        folder.mkdir(exist_ok=True)
+        temporary.mkdir()
         files = {
             "method.safetensors": safetensors.torch.save(_contiguous(checkpoint.method)),
             "optimizer.safetensors": safetensors.torch.save(_contiguous(checkpoint.optimizer)),
@@ -86,11 +90,10 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
             write_durably(temporary / file, content)
         sums = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
         write_durably(temporary / _MANIFEST, json.dumps(sums, indent=1).encode())
-        _flush_folder(temporary)
-        if final.exists():  # an invalid one that a resume passed over
-            shutil.rmtree(final)
+        flush_folder(temporary)
         temporary.rename(final)
-        _flush_folder(folder)
+        flush_folder(folder)
+        flush_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror or error
@@ -127,13 +130,18 @@ def load(path: Path) -> Checkpoint:
             if hashlib.sha256(data).hexdigest() != sums[file]:
                 raise CheckpointError(f"{path / file} is damaged: its SHA-256 has changed")
         state = json.loads(content["state.json"])
+        if name(state["step"]) != path.name:
+            raise ValueError(f"it holds step {state['step']}")
         return Checkpoint(
             step=state.pop("step"),
             method=safetensors.torch.load(content["method.safetensors"]),
             optimizer=safetensors.torch.load(content["optimizer.safetensors"]),
             state=state,
         )
-    except (OSError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        safetensors.SafetensorError,
+    ) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from None
 
 
@@ -145,12 +153,19 @@ def _files(sums: Any) -> list[str]:
 
 
 def newest(folder: Path, passed_over: Callable[[str], None]) -> Checkpoint | None:
-    """The newest valid checkpoint, or None; damaged ones are reported to `passed_over`."""
+    """The newest valid checkpoint, or None; damaged ones are reported to `passed_over`.
+
+    They leave the row, lest they count as kept while valid ones are dropped.
+    """
     for path in _candidates(folder):
         try:
             return load(path)
         except CheckpointError as error:
-            passed_over(str(error))
+            passed_over(f"{error}; trying the one before")
+            try:
+                path.rename(folder / f".tmp-{uuid.uuid4().hex}")
+            except OSError as refused:
+                raise StorageError(f"cannot set {path} aside: {refused.strerror}") from None
     return None
 
 

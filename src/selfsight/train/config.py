@@ -1,8 +1,10 @@
 """What a run is: every value, and where it came from."""
 
+import json
+import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,16 +12,19 @@ import torch
 from selfsight.data.base import Source
 from selfsight.distributed import world
 from selfsight.encoders import create_encoder
-from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, suggestion
 from selfsight.machine import native_bf16
 from selfsight.methods import DEFAULT, create
 from selfsight.methods.base import Method
 from selfsight.optim import OPTIMIZERS, Recipe
 from selfsight.philox import Purpose, seed_for
-from selfsight.views.spec import View
+from selfsight.views.presets import fitted
 
 __all__ = ["Built", "Config", "Settings", "differences", "resolve", "seconds"]
+
+# What the command line refuses by itself and a caller from Python may still pass.
+_LEAST = {"size": 1, "epochs": 1, "batch": 1, "accumulate": 1, "seed": 0}
+_LEAST |= {"lr": 0, "weight_decay": 0, "warmup": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class Settings:
     accumulate: int | None = None
     pretrained: bool | str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    view: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,7 @@ class Config:
 
     method: str
     options: dict[str, Any]
+    view: dict[str, Any]
     encoder: str
     size: int
     epochs: int
@@ -93,6 +100,10 @@ def seconds(text: str) -> float:
 
 def resolve(settings: Settings, source: Source) -> Built:
     """Choose what the user left open, and build the run."""
+    for name, least in _LEAST.items():
+        number = getattr(settings, name)
+        if number is not None and not least <= number < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} {number}: must be {least} or more")
     chosen: dict[str, Any] = {}
     reasons: dict[str, str] = {}
 
@@ -110,8 +121,10 @@ def resolve(settings: Settings, source: Source) -> Built:
     encoder_name = choose("encoder", lambda: _encoder(method, device, short))
     size = choose("size", lambda: _size(device, short))
     choose("pretrained", lambda: (False, "from scratch"))
-    chosen["options"] = dict(sorted(settings.options.items()))
-    reasons["options"] = "given" if settings.options else "the method's own"
+    chosen["options"] = _frozen(settings.options)
+    chosen["view"] = _frozen(settings.view)
+    for part in ("options", "view"):
+        reasons[part] = "given" if chosen[part] else "the method's own"
 
     generator = torch.random.get_rng_state()
     try:
@@ -152,7 +165,7 @@ def resolve(settings: Settings, source: Source) -> Built:
         hint = suggestion(chosen["precision"], ["fp32", "bf16", "auto"])
         raise ConfigError(f"unknown precision {chosen['precision']}{hint}; known: auto, fp32, bf16")
     config = Config(**chosen, reasons=reasons)
-    built.views = _views(built.views, size, encoder)
+    built.views = fitted(built.views, size, encoder.multiple, chosen["view"])
     return Built(config, built, _recipe(recipe, config))
 
 
@@ -215,21 +228,16 @@ def _recipe(recipe: Recipe, config: Config) -> Recipe:
     return replace(recipe, optimizer=name, weight_decay=config.weight_decay, weight_decay_end=end)
 
 
-def _views(views: list[View], size: int, encoder: Encoder) -> list[View]:
-    """The method's views, written for 224 px, at this run's size."""
-    scaled = [view.scaled(size, multiple=encoder.multiple) for view in views]
-    if size > 32:
-        return scaled
-    # SimCLR's appendix B.9 leaves the blur out at 32 px, where it would hide the object.
-    return [replace(view, blur=0.0) for view in scaled]
-
-
 def differences(old: dict[str, Any], new: Config) -> list[str]:
     """What changed against a recorded config, one line per value."""
-    now = new.json()
-    known = {f.name for f in fields(Config)} - {"reasons"}
+    now = json.loads(json.dumps(new.json()))
     return [
-        f"{name} was {old.get(name)!r}, is {now[name]!r}"
-        for name in sorted(known)
-        if old.get(name) != now[name]
+        f"{name} was {old.get(name)!r}, is {value!r}"
+        for name, value in sorted(now.items())
+        if old.get(name) != value
     ]
+
+
+def _frozen(values: dict[str, Any]) -> dict[str, Any]:
+    """Sorted, and with the tuples that JSON turned into lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in sorted(values.items())}

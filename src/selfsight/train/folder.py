@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from selfsight.errors import ConfigError, Locked, StorageError
-from selfsight.train.checkpoint import write_durably
+from selfsight.train.checkpoint import flush_folder, write_durably
 
 __all__ = ["RunFolder"]
 
@@ -34,7 +34,9 @@ class RunFolder:
         """Make the folder, or refuse one that holds something else."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            occupied = [p.name for p in self.path.iterdir() if p.name != "lock"]
+            # What a run leaves that was killed before it had written run.json.
+            ours = {"lock", "run.tmp"}
+            occupied = [p.name for p in self.path.iterdir() if p.name not in ours]
         except OSError as error:
             raise StorageError(f"cannot use --out {self.path}: {error.strerror}") from None
         if not occupied or (resume and self.started):
@@ -49,19 +51,27 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run against other writers; the system frees it if we are killed."""
-        with open(self.path / "lock", "a+") as file:
+        with self._lock_file() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise Locked(
                     f"{self.path} is in use by {holder}; wait for it, or stop it"
                 ) from None
+            except OSError as error:
+                raise StorageError(f"cannot lock {self.path}: {error.strerror}") from None
             file.truncate(0)
             file.write(f"process {os.getpid()}")
             file.flush()
             yield
+
+    def _lock_file(self) -> TextIO:
+        try:
+            return open(self.path / "lock", "a+")
+        except OSError as error:
+            raise StorageError(f"cannot write in {self.path}: {error.strerror}") from None
 
     def read(self) -> dict[str, Any]:
         """What run.json says."""
@@ -79,3 +89,4 @@ class RunFolder:
         temporary = self.record_path.with_suffix(".tmp")
         write_durably(temporary, json.dumps(record, indent=1, ensure_ascii=True).encode())
         temporary.rename(self.record_path)
+        flush_folder(self.path)

@@ -12,6 +12,7 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from selfsight.errors import StorageError
 from selfsight.train.checkpoint import write_durably
 
 __all__ = ["Lines", "Teller", "duration", "truncate"]
@@ -26,7 +27,9 @@ def truncate(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] >= step:
                 break
-        except ValueError:  # the process was killed while it wrote this line
+        except (ValueError, KeyError, TypeError):
+            break
+        if not line.endswith(b"\n"):  # the process was killed while it wrote this line
             break
         kept.append(line)
     temporary = path.with_suffix(".tmp")
@@ -38,15 +41,30 @@ class Lines:
     """Appends one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115, closed by close()
+        self._path = path
+        try:
+            # Unbuffered: what a full disk refuses is not tried again when the file closes.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from None
 
     def write(self, **values: Any) -> None:
-        self._file.write(json.dumps(values) + "\n")
-        self._file.flush()
+        left = json.dumps(values).encode() + b"\n"
+        size = len(left)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self._path} ({size:,} bytes): {error.strerror}"
+            ) from None
 
     def settle(self) -> None:
         """Push what was written to the disk, so that no checkpoint is ahead of it."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror}") from None
 
     def close(self) -> None:
         self._file.close()

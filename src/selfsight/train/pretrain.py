@@ -100,10 +100,11 @@ def _device(settings: Settings) -> torch.device:
 
 def _first(action: Any) -> None:
     """Do something on rank 0; a failure there ends all ranks, told once."""
-    code = 0
+    code = 1
     try:
         if rank() == 0:
             action()
+        code = 0
     except Error as error:
         code = error.exit_code
         raise
@@ -289,17 +290,17 @@ def _restore(folder: RunFolder, engine: Engine, teller: Teller) -> tuple[int, in
     try:
         engine.method.load_state_dict(found.method)
         checkpoint.restore_optimizer(engine.optimizer, engine.method, found.optimizer)
-    except (KeyError, RuntimeError) as error:
+        return done, int(found.state["rejected"])
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"{folder.checkpoints / checkpoint.name(done)} does not fit the method: {reason}"
         ) from None
-    return done, int(found.state["rejected"])
 
 
 def _announce(built: Built, source: Source, plan: Plan, start: int, teller: Teller) -> None:
     for name, value, reason in built.config.table():
-        shown = " ".join(f"{k}={v}" for k, v in value.items()) if name == "options" else value
+        shown = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
         if shown != "":
             teller.say(f"{name:<13} {shown!s:<24} {reason}".rstrip())
     if source.skipped:

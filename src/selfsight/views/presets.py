@@ -1,11 +1,13 @@
 """The augmentations that papers share."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
+from selfsight.errors import ConfigError, suggestion
 from selfsight.views.spec import View
 
-__all__ = ["byol_views", "crops", "simclr_view"]
+__all__ = ["byol_views", "crops", "fitted", "simclr_view"]
 
 
 def simclr_view(strength: float = 1.0, **changes: Any) -> View:
@@ -29,3 +31,18 @@ def crops(view: View, small: int) -> list[View]:
         replace(view, crop=(0.14, 1.0), count=2),
         replace(view, crop=(0.05, 0.14), size=96, count=small),
     ]
+
+
+def fitted(
+    views: Sequence[View], size: int, multiple: int = 1, changes: Mapping[str, Any] | None = None
+) -> list[View]:
+    """A paper's views, written for 224 px, at another size and with some numbers changed."""
+    scaled = [view.scaled(size, multiple=multiple) for view in views]
+    # SimCLR's appendix B.9 leaves the blur out at 32 px, where it would hide the object.
+    small = {"blur": 0.0} if size <= 32 else {}
+    wanted = {**small, **(changes or {})}
+    known = [f.name for f in fields(View)]
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"a view has no {name}{suggestion(name, known)}")
+    return [replace(view, **wanted) for view in scaled]
