@@ -19,6 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # cycles. A module belongs to the longest name that begins its own.
 LAYERS = {
     "errors": "",
+    "counting": "errors",
     "philox": "errors",
     "machine": "errors",
     "schedules": "errors",
@@ -48,12 +49,12 @@ LAYERS = {
     "presets": "errors",
     "run": "errors philox machine views encoders data methods.base methods export features "
     "evaluate diagnose presets",
-    "train": "errors philox machine schedules meters views distributed optim encoders methods.base "
+    "train": "errors philox counting machine schedules meters views distributed optim encoders methods.base "
     "data methods export features evaluate diagnose presets run",
     "demo": "errors views encoders data methods features evaluate diagnose run train",
     "doctor": "errors machine data encoders train",
     # Nothing imports the command line but `python -m selfsight`.
-    "cli": "errors views encoders data methods export features evaluate diagnose explore "
+    "cli": "errors counting views encoders data methods export features evaluate diagnose explore "
     "presets run train demo doctor selfsight",
     "__main__": "cli",
     # The façade loads what it is asked for, when it is asked.

@@ -23,6 +23,7 @@ __all__ = [
     "barrier",
     "broadcast",
     "gather",
+    "local",
     "process_group",
     "rank",
     "synchronise",
@@ -38,13 +39,23 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local(device: str) -> str:
+    """This rank's device: one GPU each where a run asks for cuda."""
+    if device != "cuda":
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the ranks that torchrun started; alone, do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(torch.device(local("cuda")))
+    # Flags and counts travel as CPU tensors whatever the device.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:

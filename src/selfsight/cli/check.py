@@ -3,8 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from selfsight.cli.output import document, progress, table, visible
+from selfsight.cli.output import document, table, visible
 from selfsight.cli.parser import Parser
+from selfsight.counting import counting
 
 __all__ = ["configure", "run"]
 
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.data,
         download=arguments.download,
         cache=arguments.cache,
-        progress=progress("checked"),
+        progress=counting("checked"),
     )
     if arguments.json:
         document(found.json())

@@ -2,9 +2,10 @@
 
 import argparse
 
-from selfsight.cli.output import document, new_file, note, progress, visible
+from selfsight.cli.output import document, new_file, note, visible
 from selfsight.cli.parser import Parser
 from selfsight.cli.subject import open_subject, take_subject
+from selfsight.counting import counting
 
 __all__ = ["configure", "run"]
 
@@ -29,9 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         labels=None,
         download=arguments.download,
         cache=arguments.cache,
-        progress=progress("checked"),
+        progress=counting("checked"),
     )
-    features = embed(subject.encoder, source, subject.size, progress("embedded"))
+    features = embed(subject.encoder, source, subject.size, counting("embedded"))
     features.save(out)
     note(f"{len(features):,} embeddings of {features.dim} numbers")
     if arguments.json:

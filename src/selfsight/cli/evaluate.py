@@ -4,14 +4,16 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from selfsight.cli.output import document, new_file, plain, progress, table
+from selfsight.cli.output import document, new_file, plain, table
 from selfsight.cli.parser import Parser, names
 from selfsight.cli.subject import Subject, open_subject, take_subject
+from selfsight.counting import counting
 
 if TYPE_CHECKING:
     from selfsight.evaluate import Report
 
 __all__ = ["configure", "run"]
+
 
 def configure(parser: Parser) -> None:
     take_subject(parser)
@@ -60,8 +62,10 @@ def _measure(subject: Subject, arguments: argparse.Namespace) -> "dict[str, Repo
     if arguments.controls:
         before, start = subject.before
         reports["raw pixels"] = evaluate(pixels(split[0]), pixels(split[1]), protocols)
-        reports[before] = measure(start, split, subject.size, protocols, progress(f"{before}: embedded"))
+        reports[before] = measure(
+            start, split, subject.size, protocols, counting(f"{before}: embedded")
+        )
     reports[arguments.subject] = measure(
-        subject.encoder, split, subject.size, protocols, progress("embedded")
+        subject.encoder, split, subject.size, protocols, counting("embedded")
     )
     return reports

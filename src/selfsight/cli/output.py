@@ -6,14 +6,13 @@ import math
 import numbers
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfsight.errors import ConfigError
 
-__all__ = ["document", "new_file", "note", "plain", "progress", "table", "visible"]
+__all__ = ["document", "new_file", "note", "plain", "table", "visible"]
 
 
 def visible(text: str) -> str:
@@ -36,27 +35,6 @@ def new_file(name: str, suffixes: Sequence[str], *, force: bool) -> Path:
 def note(text: str) -> None:
     """One line for the person who watches."""
     print(text, file=sys.stderr, flush=True)
-
-
-def progress(what: str) -> Callable[[int, int], None]:
-    """Called with (done, total): a moving count on a terminal, else a line every 30 s."""
-    terminal = sys.stderr.isatty()
-    interval = 0.1 if terminal else 30.0
-    told = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told < interval and not (terminal and done == total):
-            return
-        told = now
-        if terminal:
-            end = "\n" if done == total else ""
-            print(f"\r{what} {done:,}/{total:,}", end=end, file=sys.stderr, flush=True)
-        else:
-            note(f"{what} {done:,}/{total:,}")
-
-    return tell
 
 
 def plain(value: Any) -> Any:

@@ -94,7 +94,7 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
 
     def colour(light: Array) -> list[Array]:
         """A random hue and saturation at this lightness."""
-        r, g, b = take(-0.2, 0.2), take(-0.2, 0.2), take(-0.2, 0.2)
+        r, g, b = take(-0.1, 0.1), take(-0.1, 0.1), take(-0.1, 0.1)
         gray = 0.3 * r + 0.59 * g + 0.11 * b
         return [light + r - gray, light + g - gray, light + b - gray]
 
@@ -120,7 +120,7 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
     axis = (np.arange(size, dtype=np.float32) * 2 + 1) / size - 1
     x, y = axis[None, None, :], axis[None, :, None]
     light = take(0.42, 0.58)
-    picture = [light + 0.12 * noise(_COARSE) for _ in range(3)]
+    picture = [light + 0.08 * noise(_COARSE) for _ in range(3)]
     fine = noise(_FINE) * take(0.0, 0.12)
     picture = [c + fine for c in picture]
 

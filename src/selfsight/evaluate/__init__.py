@@ -11,7 +11,17 @@ from selfsight.evaluate.report import Report, Score
 from selfsight.evaluate.statistics import interval, paired
 from selfsight.features import Features
 
-__all__ = ["PROTOCOLS", "KNN", "LinearProbe", "Report", "Score", "check_protocols", "evaluate", "interval", "paired"]
+__all__ = [
+    "KNN",
+    "PROTOCOLS",
+    "LinearProbe",
+    "Report",
+    "Score",
+    "check_protocols",
+    "evaluate",
+    "interval",
+    "paired",
+]
 
 
 def evaluate(

@@ -25,7 +25,7 @@ class SimCLR(Method):
     temperature: τ of the loss; 0.1 for ImageNet, 0.5 for CIFAR-10
     head: projector behind the encoder (figure 8): none, linear or nonlinear
     layers: linear layers of the nonlinear head; v1 has two, v2 three
-    dim: width of z
+    hidden, dim: widths of the nonlinear head's inner layers (None: the encoder's) and of z
     strength: of the colour jitter (appendix A); 0.5 for CIFAR-10
     multi_crop: small crops beside two crops of 160/224 (SwAV table 3); 0 for two full views
     mean: average over the 2N anchors, as the paper writes, instead of adding two directions
@@ -38,18 +38,17 @@ class SimCLR(Method):
         temperature: float = 0.1,
         head: Literal["none", "linear", "nonlinear"] = "nonlinear",
         layers: int = 2,
+        hidden: int | None = None,
         dim: int = 128,
         strength: float = 1.0,
         multi_crop: int = 0,
         mean: bool = False,
     ) -> None:
         super().__init__(encoder)
-        hidden = [encoder.dim] * (layers - 1)
-        self.projector = {
-            "none": mlp(encoder.dim),
-            "linear": mlp(encoder.dim, dim),
-            "nonlinear": mlp(encoder.dim, *hidden, dim, last_bias=False, last_norm="scale"),
-        }[head]
+        inner = [hidden or encoder.dim] * (layers - 1)
+        widths = {"none": [], "linear": [dim], "nonlinear": [*inner, dim]}[head]
+        norm: Literal["scale", "none"] = "scale" if head == "nonlinear" else "none"
+        self.projector = mlp(encoder.dim, *widths, last_bias=norm == "none", last_norm=norm)
         self.temperature = temperature
         # Differs from the paper: the official code adds the losses of the two directions.
         self.scale = 1 if mean else 2

@@ -11,10 +11,19 @@ from typing import Any
 import torch
 
 from selfsight import __version__
+from selfsight.counting import counting
 from selfsight.data.base import Source, printable
 from selfsight.data.loader import Loader
 from selfsight.data.sources import Data, open_source
-from selfsight.distributed import any_rank, barrier, broadcast, process_group, rank, world
+from selfsight.distributed import (
+    any_rank,
+    barrier,
+    broadcast,
+    local,
+    process_group,
+    rank,
+    world,
+)
 from selfsight.encoders.timm import TimmEncoder
 from selfsight.errors import CheckpointError, ConfigError, DataError, Error
 from selfsight.export.model import save_model
@@ -78,7 +87,10 @@ def pretrain(
             _unchanged(recorded, built, source)
         _train(folder, built, source, habits)
         barrier()
-    return Run(folder.path)
+    result = Run(folder.path)
+    if rank() == 0 and not habits.quiet:
+        _conclude(result)
+    return result
 
 
 def resume(path: str | Path, *, quiet: bool = False) -> Run:
@@ -122,6 +134,7 @@ def _open(data: Data, habits: Habits) -> Source:
             max_bad_fraction=habits.max_bad_fraction,
             download=habits.download,
             cache=habits.cache,
+            progress=None if habits.quiet else counting("checked"),
         )
 
     # Rank 0 checks new data and leaves the manifest for the others.
@@ -136,7 +149,7 @@ def _open(data: Data, habits: Habits) -> Source:
 def _within(built: Built, settings: Settings, source: Source, habits: Habits, time: str) -> Built:
     """The same run with as many epochs as fit into `time`."""
     engine, loader = _engine(built, source), _loader(built, source, habits, None)
-    sweeper = Sweeper(source, built.method.encoder, built.config.device)
+    sweeper = Sweeper(source, built.method.encoder, engine.plan.device)
     epochs = epochs_within(seconds(time), engine, loader, sweeper, built.config.accumulate)
     # The measured steps moved the weights; resolving again starts from the same seed.
     again = resolve(replace(settings, epochs=epochs), source)
@@ -206,7 +219,7 @@ def _plan(built: Built, source: Source) -> Plan:
         warmup=round(config.warmup * per_epoch),
         micros=config.accumulate,
         precision=config.precision,
-        device=config.device,
+        device=local(config.device),
     )
 
 
@@ -228,7 +241,7 @@ def _loader(built: Built, source: Source, habits: Habits, skipped: Lines | None)
         seed=config.seed,
         mean=encoder.mean,
         std=encoder.std,
-        device=config.device,
+        device=local(config.device),
         rank=rank(),
         world=world(),
         threads=habits.threads,
@@ -257,7 +270,7 @@ def _train(folder: RunFolder, built: Built, source: Source, habits: Habits) -> N
         knn = None
         if source.labels is not None:
             knn = OnlineKNN.over(
-                source, size=config.size, device=config.device, precision=config.precision,
+                source, size=config.size, device=plan.device, precision=config.precision,
                 seed=config.seed,
             )  # fmt: skip
         save_every = habits.save_every or max(plan.per_epoch, plan.total // 20)
@@ -266,7 +279,7 @@ def _train(folder: RunFolder, built: Built, source: Source, habits: Habits) -> N
         )))  # fmt: skip
         signals = Signals()
         stack.enter_context(signals.caught())
-        sweeper = Sweeper(source, built.method.encoder, config.device)
+        sweeper = Sweeper(source, built.method.encoder, plan.device)
         stream = stack.enter_context(closing(loader.stream(start, plan.total, micros=plan.micros)))
         teller.started(start)
         run(engine, stream, sweeper, journal, signals, rejected=rejected)
@@ -309,3 +322,10 @@ def _announce(built: Built, source: Source, plan: Plan, start: int, teller: Tell
         teller.say(f"continuing after step {start} of {plan.total}")
     else:
         teller.say(f"{len(source):,} images, {plan.total:,} steps of {built.config.batch}")
+
+
+def _conclude(result: Run) -> None:
+    """The closing words: what the watchers saw, and what they cannot know."""
+    for verdict in result.verdict.values():
+        print(verdict, file=sys.stderr)
+    print(f"the model lies in {result.path / 'model'}", file=sys.stderr, flush=True)
