@@ -147,7 +147,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(copy):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none", str(tmp_path)):
-        with pytest.raises(StorageError, match="holds no run: there is no run.json in it"):
+        with pytest.raises(StorageError, match=r"holds no run: there is no run\.json in it"):
             selfsight.load(path)
 
 

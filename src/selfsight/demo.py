@@ -24,13 +24,13 @@ RECIPE = {
     "method": "simclr",
     "encoder": "test_resnet",
     "size": 32,
-    "batch": 256,
-    "epochs": 30,
+    "batch": 128,
+    "epochs": 24,
     "optimizer": "adamw",
-    "lr": 0.004,
+    "lr": 0.002,
     "weight_decay": 1e-4,
-    "options": {"temperature": 0.2},
-    "view": {"crop": (0.15, 0.5), "gray": 0.5},
+    "options": {"temperature": 0.2, "strength": 0.5},
+    "view": {"gray": 0.5},
 }
 
 

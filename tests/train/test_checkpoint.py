@@ -152,9 +152,23 @@ def damages():
 
     def flip(content):
         place = draw.randrange(len(content))
-        return content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+        return (
+            content[:place]
+            + bytes([content[place] ^ 1 << draw.randrange(8)])
+            + content[place + 1 :]
+        )
 
-    foreign = [b"", b"[]", b"{}", b"null", b"7", b"[" * 100_000, b'{"a": 1}', b"\0" * 64, b"\xff\xfe"]
+    foreign = [
+        b"",
+        b"[]",
+        b"{}",
+        b"null",
+        b"7",
+        b"[" * 100_000,
+        b'{"a": 1}',
+        b"\0" * 64,
+        b"\xff\xfe",
+    ]
     kinds = [(f"truncated {k}", truncate) for k in range(5)]
     kinds += [(f"flipped {k}", flip) for k in range(20)]
     kinds += [(f"replaced {text[:8]!r}", lambda _, text=text: text) for text in foreign]

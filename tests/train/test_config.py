@@ -111,6 +111,22 @@ def test_at_32_px_nothing_is_blurred():
     assert max(view.blur for view in built(size=64).method.views) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("size", "encoder", "precision"),
+    [(32, "test_resnet", "fp32"), (80, "test_resnet", "bf16"), (32, "test_vit", "bf16")],
+)
+@pytest.mark.usefixtures("no_gpu")
+def test_tiny_crops_are_not_computed_in_bf16(monkeypatch, size, encoder, precision):
+    """oneDNN's weight gradient holds whatever lay in the memory where a stride exceeds its map."""
+    monkeypatch.setattr(subject, "native_bf16", lambda device: True)
+    config = built(size=size, encoder=encoder, options={"multi_crop": 2}).config
+    assert config.precision == precision
+    assert config.reasons["precision"]
+    assert built(size=size, encoder=encoder).config.precision == "bf16"
+    monkeypatch.setattr(subject, "native_bf16", lambda device: False)
+    assert built(size=size, encoder=encoder).config.precision == "fp32"
+
+
 def test_the_weights_depend_on_the_seed_alone():
     before = torch.random.get_rng_state()
     one, other, third = (built(seed=seed).method.state_dict() for seed in (0, 0, 1))

@@ -43,7 +43,9 @@ def test_a_line_cut_anywhere_is_dropped(tmp_path):
         assert kept == b"".join(whole.splitlines(keepends=True)[: whole[:length].count(b"\n")])
 
 
-@pytest.mark.parametrize("strange", [b"\0" * 40, b"null\n", b"[]\n", b"{}\n", b"\xff\xfe\n", b'"a"\n'])
+@pytest.mark.parametrize(
+    "strange", [b"\0" * 40, b"null\n", b"[]\n", b"{}\n", b"\xff\xfe\n", b'"a"\n']
+)
 def test_a_strange_line_ends_what_is_kept(tmp_path, strange):
     path = tmp_path / "m.jsonl"
     whole = written(path)

@@ -72,11 +72,10 @@ def expected_samples(step):
     return sorted(order[step * BATCH % 48 :][:BATCH].tolist())
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf", "gradient"])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("kind", "ranks"), [("nan", 1), ("nan", 2), ("inf", 2), ("gradient", 2)])
 def test_a_broken_step_is_skipped_everywhere(tmp_path, photos, kind, ranks):
     out, broken = tmp_path / "run", [0, 7, 8, STEPS - 1]
-    asked = (kind, json.dumps(broken), *words(photos, out, "--save-every", 1))
+    asked = (kind, json.dumps(broken), *words(photos, out, "--save-every", STEPS - 1))
     assert finish(tmp_path / "log", *asked, ranks=ranks, function=command) == [0] * ranks, (
         tmp_path / "log"
     ).read_text()
@@ -154,7 +153,7 @@ def resident(words):
 def test_memory_does_not_grow_with_the_steps(tmp_path, photos):
     out = tmp_path / "run"
     asked = ("pretrain", photos, "--encoder", "test_resnet", "--batch", 4, "--epochs", 40,
-             "--method.dim", 8, "--save-every", 60, "--quiet", "--out", out)  # fmt: skip
+             "--method.dim", 8, "--save-every", 240, "--quiet", "--out", out)  # fmt: skip
     assert finish(tmp_path / "log", *asked, function=resident) == [0]
     used = [int(line) for line in (tmp_path / "run.memory").read_text().split()]
     assert len(used) == 480

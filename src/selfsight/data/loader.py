@@ -136,8 +136,13 @@ class Loader:
     def stream(
         self, start: int, stop: int, micros: int = 1
     ) -> Generator[tuple[int, list[Batch]], None, None]:
-        """(step, its micro-batches) for each step from start to stop, prepared ahead by one
-        thread, which ends with the iterator."""
+        """(step, its micro-batches) for each step from start to stop. For a GPU they are
+        prepared ahead by one thread, which ends with the iterator; on a CPU that thread would
+        take the cores from the step it runs beside."""
+        if self.device.type == "cpu":
+            for step in range(start, stop):
+                yield step, self._step(step, micros)
+            return
         # An executor's thread ends with the interpreter, too: nobody waits for more than
         # the batches that are already under way.
         producer = ThreadPoolExecutor(1, "selfsight-prefetch")

@@ -21,7 +21,7 @@ __all__ = ["SYNTHETIC", "Data", "Skip", "Source", "open_source"]
 Data = str | os.PathLike[str] | NDArray[Any] | torch.Tensor | Source
 
 # Images of the embedded set: enough to learn from in minutes, drawn in seconds.
-SYNTHETIC = {"train": 5_000, "test": 1_000}
+SYNTHETIC = {"train": 3_000, "test": 1_000}
 
 
 def open_source(

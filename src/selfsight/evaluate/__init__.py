@@ -60,9 +60,8 @@ def check_protocols(protocols: Sequence[str]) -> None:
         raise ConfigError(f"protocols is a list of names, got {protocols!r}; try ['knn', 'linear']")
     for protocol in protocols:
         if protocol not in PROTOCOLS:
-            known = ", ".join(PROTOCOLS)
-            near = suggestion(protocol, PROTOCOLS)
-            raise ConfigError(f"unknown protocol {protocol}; known: {known}{near}")
+            near = suggestion(protocol, PROTOCOLS) or f"; known: {', '.join(PROTOCOLS)}"
+            raise ConfigError(f"unknown protocol {protocol}{near}")
 
 
 def _labelled(features: Features, which: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 from selfsight.data.base import Source
 from selfsight.distributed import world
 from selfsight.encoders import create_encoder
+from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, suggestion
 from selfsight.machine import native_bf16
 from selfsight.methods import DEFAULT, create
@@ -158,14 +159,16 @@ def resolve(settings: Settings, source: Source) -> Built:
     choose("weight_decay", lambda: (recipe.weight_decay, "recipe"))
     epochs = choose("epochs", lambda: (100, "enough to tell whether it works"))
     choose("warmup", lambda: _warmup(recipe, epochs))
+    views = fitted(built.views, size, encoder.multiple, chosen["view"])
     choose("precision", lambda: ("auto", ""))
     if chosen["precision"] == "auto":
-        chosen["precision"], reasons["precision"] = _precision(device)
+        side = min(view.size for view in views)
+        chosen["precision"], reasons["precision"] = _precision(device, encoder, side)
     elif chosen["precision"] not in ("fp32", "bf16"):
         hint = suggestion(chosen["precision"], ["fp32", "bf16", "auto"])
         raise ConfigError(f"unknown precision {chosen['precision']}{hint}; known: auto, fp32, bf16")
     config = Config(**chosen, reasons=reasons)
-    built.views = fitted(built.views, size, encoder.multiple, chosen["view"])
+    built.views = views
     return Built(config, built, _recipe(recipe, config))
 
 
@@ -216,7 +219,11 @@ def _warmup(recipe: Recipe, epochs: int) -> tuple[float, str]:
     return tenth, f"a tenth of the run, below the recipe's {recipe.warmup:g}"
 
 
-def _precision(device: str) -> tuple[str, str]:
+def _precision(device: str, encoder: Encoder, side: int) -> tuple[str, str]:
+    if device == "cpu" and not encoder.maskable and side < 32:
+        # oneDNN's bf16 weight gradient holds uninitialised memory where a convolution's stride
+        # exceeds its map (torch 2.15): the last stage of a ResNet at 16 px.
+        return "fp32", f"crops of {side} px are too small for bf16 on a CPU"
     if native_bf16(device):
         return "bf16", "this device computes bf16 natively"
     return "fp32", "this device has no native bf16"

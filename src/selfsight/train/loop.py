@@ -147,7 +147,7 @@ def run(
         if rejected >= plan.patience:
             raise Diverged(
                 f"the loss or its gradient was not finite in {rejected} steps in a row, the "
-                f"last of them {number}; the last good checkpoint stands. Try a lower --lr"
+                f"last of them {number}; what was saved before stands. Try a lower --lr"
             )
         code = any_rank(signals.code, plan.device)
         if code or done == plan.total or any_rank(int(journal.due(done)), plan.device):

@@ -187,7 +187,7 @@ def _record(built: Built, data: Data, source: Source, habits: Habits) -> dict[st
     return {
         "config": config.json(),
         "reasons": config.reasons,
-        "habits": asdict(habits),
+        "habits": {**asdict(habits), "cache": habits.cache and str(habits.cache)},
         "reopens": reopens,
         "data": {
             "name": name,
