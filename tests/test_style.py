@@ -49,8 +49,8 @@ LAYERS = {
     "presets": "errors",
     "run": "errors philox machine views encoders data methods.base methods export features "
     "evaluate diagnose presets",
-    "train": "errors philox counting machine schedules meters views distributed optim encoders methods.base "
-    "data methods export features evaluate diagnose presets run",
+    "train": "errors philox counting machine schedules meters views distributed optim encoders "
+    "methods.base data methods export features evaluate diagnose presets run",
     "demo": "errors data features evaluate diagnose run selfsight",
     "doctor": "errors machine data encoders train",
     # Nothing imports the command line but `python -m selfsight`.

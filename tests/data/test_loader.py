@@ -21,7 +21,8 @@ VIEWS = [View(size=12, blur_sigma=(0.1, 1.0)), View(size=8, crop=(0.1, 0.4), cou
 
 
 def loader(source: Source, **options: object) -> Loader:
-    settings = {"batch": 8, "seed": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD} | options
+    settings = {"batch": 8, "seed": 3, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "ahead": 2}
+    settings |= options
     return Loader(source, VIEWS, **settings)
 
 
@@ -172,6 +173,16 @@ def test_the_stream_runs_ahead_by_a_bounded_number(source: Source) -> None:
     assert prefetchers() == 0
 
 
+def test_on_a_cpu_nothing_runs_beside_the_step(source: Source) -> None:
+    batches = loader(source, ahead=None)
+    stream = batches.stream(0, 3)
+    step, parts = next(stream)
+    assert prefetchers() == 0
+    assert step == 0
+    assert equal(parts[0], batches.batch(0))
+    assert [step for step, _ in stream] == [1, 2]
+
+
 def test_errors_reach_the_consumer(source: Source) -> None:
     batches = loader(source)
     batch = batches.batch
@@ -197,7 +208,7 @@ from selfsight.data.loader import Loader
 from selfsight.views import View
 images = np.zeros((64, 32, 32, 3), np.uint8)
 batches = Loader(open_source(images), View(size=16), batch=8, seed=0, mean=(0, 0, 0),
-                 std=(1, 1, 1), threads=2)
+                 std=(1, 1, 1), threads=2, ahead=2)
 stream = batches.stream(0, 10_000)
 next(stream)
 raise SystemExit(7)

@@ -43,7 +43,12 @@ def test_default_size() -> None:
 
 @pytest.mark.parametrize(
     ("split", "seed", "checksum"),
-    [("train", 0, 0), ("test", 0, 0), ("train", 1, 0), ("train", 2**40, 0)],
+    [
+        ("train", 0, 3554738837),
+        ("test", 0, 3889354872),
+        ("train", 1, 2270713524),
+        ("train", 2**40, 2006072285),
+    ],
 )
 def test_the_same_on_every_machine(split: str, seed: int, checksum: int) -> None:
     images, _, _ = synthetic(24, split=split, seed=seed)  # type: ignore[arg-type]
@@ -102,12 +107,12 @@ def test_raw_pixels_tell_little(drawn: tuple[Array, Array, Array, Array]) -> Non
     train, labels, test, answers = drawn
     x, z = (part.reshape(len(part), -1).astype(np.float64) / 255 for part in (train, test))
     right = (nearest(x, labels, z) == answers).mean()
-    assert right < 0.3
+    assert right < 0.25
 
 
 @pytest.mark.parametrize("number", range(len(CLASSES)))
 def test_shapes_fit_their_radius(number: int) -> None:
-    """Each has an inside, and none is cut: it ends within 1.1 units of its centre."""
+    """Each has an inside, and none is cut: it ends within 1.25 units of its centre."""
     axis = np.linspace(-2, 2, 201, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)
     inside = module._SHAPES[CLASSES[number]](x, y) < 0

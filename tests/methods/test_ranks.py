@@ -50,5 +50,7 @@ def test_ranks_do_not_change_the_result(folder, name, world):
     together = load_file(folder / f"{name}-{world}.safetensors")
     assert alone.keys() == together.keys()
     for key, value in alone.items():
+        if not value.numel():
+            continue
         difference = (value.double() - together[key].double()).norm(torch.inf)
         assert difference <= 1e-9 * value.double().norm(torch.inf).clamp_min(1e-12), key

@@ -81,6 +81,7 @@ def test_no_record_is_told(tmp_path):
 
 def test_the_lock_is_held_once_and_given_back(tmp_path):
     folder, other = RunFolder(tmp_path), RunFolder(tmp_path)
+    folder.write({"config": {}})
     with folder.lock():
         with pytest.raises(Locked, match=f"in use by process {os.getpid()}; wait for it"):
             with other.lock():
@@ -88,6 +89,14 @@ def test_the_lock_is_held_once_and_given_back(tmp_path):
         assert Locked("").exit_code == 73
     with other.lock():
         pass
+
+
+def test_a_run_that_is_refused_before_it_starts_leaves_no_folder(tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "new")
+    folder.claim(resume=False)
+    with pytest.raises(ConfigError), folder.lock():
+        raise ConfigError("no such encoder")
+    assert not folder.path.exists()
 
 
 def test_a_lock_in_a_folder_that_vanished_is_an_error_of_storage(tmp_path):

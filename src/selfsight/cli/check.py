@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from selfsight.cli.output import document, table, visible
-from selfsight.cli.parser import Parser
+from selfsight.cli.parser import Parser, opening
 from selfsight.counting import counting
 
 __all__ = ["configure", "run"]
@@ -22,8 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     found = check(
         arguments.data,
-        download=arguments.download,
-        cache=arguments.cache,
+        **opening(arguments),
         progress=counting("checked"),
     )
     if arguments.json:
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("formats", counts),
         ("classes", f"{len(found.classes):,}" if found.classes else "none"),
         ("height × width", f"from {smallest} to {largest}, median {median}"),
-        ("largest useful --size", str(found.max_size)),
+        ("largest --size without enlarging", str(found.max_size)),
         ("not used", f"{len(found.skipped):,}"),
         ("equal images", f"{len(found.duplicates):,} groups"),
         ("test images also in train", f"{len(found.leaks):,}"),

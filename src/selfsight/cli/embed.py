@@ -3,7 +3,7 @@
 import argparse
 
 from selfsight.cli.output import document, new_file, note, visible
-from selfsight.cli.parser import Parser
+from selfsight.cli.parser import Parser, opening
 from selfsight.cli.subject import open_subject, take_subject
 from selfsight.counting import counting
 
@@ -28,8 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_source(
         arguments.data,
         labels=None,
-        download=arguments.download,
-        cache=arguments.cache,
+        **opening(arguments),
         progress=counting("checked"),
     )
     features = embed(subject.encoder, source, subject.size, counting("embedded"))

@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING
 
 from selfsight.cli.output import document, new_file, plain, table
-from selfsight.cli.parser import Parser, names
+from selfsight.cli.parser import Parser, names, opening
 from selfsight.cli.subject import Subject, open_subject, take_subject
 from selfsight.counting import counting
 
@@ -45,8 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         document(facts)
     else:
-        rows = [(name, *row) for name, report in reports.items() for row in report.table()]
-        table(("encoder", "protocol", "accuracy", "95% interval", "images"), rows)
+        rows = [
+            (name, *row[:3], row[3].removeprefix("n="))
+            for name, report in reports.items()
+            for row in report.table()
+        ]
+        table(("encoder", "protocol", "accuracy", "95% interval", "test images"), rows)
     return 0
 
 
@@ -56,16 +60,19 @@ def _measure(subject: Subject, arguments: argparse.Namespace) -> "dict[str, Repo
     from selfsight.features import pixels
     from selfsight.run import measure
 
-    split = evaluation_split(arguments.data, download=arguments.download, cache=arguments.cache)
+    split = evaluation_split(
+        arguments.data,
+        **opening(arguments),
+    )
     protocols = arguments.protocols
     reports: dict[str, Report] = {}
     if arguments.controls:
         before, start = subject.before
         reports["raw pixels"] = evaluate(pixels(split[0]), pixels(split[1]), protocols)
         reports[before] = measure(
-            start, split, subject.size, protocols, counting(f"{before}: embedded")
+            start(), split, subject.size, protocols, counting(f"{before}: embedded")
         )
-    reports[arguments.subject] = measure(
+    reports[subject.name] = measure(
         subject.encoder, split, subject.size, protocols, counting("embedded")
     )
     return reports

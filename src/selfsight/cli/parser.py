@@ -7,7 +7,7 @@ from typing import Any, NoReturn, final
 
 from selfsight.errors import ConfigError, suggestion
 
-__all__ = ["Parser", "names", "number", "whole"]
+__all__ = ["Parser", "names", "number", "opening", "whole"]
 
 _NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
@@ -34,6 +34,9 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--download", action="store_true", help="allow fetching a named set")
         self.add_argument("--cache", metavar="DIR", help="where checked lists are kept")
+        self.add_argument(
+            "--follow-links", action="store_true", help="take images that links lead to elsewhere"
+        )
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ").replace("with argument ", "with ")
@@ -88,6 +91,11 @@ class Parser(argparse.ArgumentParser):
                 value = queue.pop(0)
             parts[name] = value
         return parts, rest
+
+
+def opening(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How to open the DATA of `take_data`."""
+    return {name: getattr(arguments, name) for name in ("download", "cache", "follow_links")}
 
 
 def whole(least: int) -> Callable[[str], int]:

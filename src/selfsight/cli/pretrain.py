@@ -3,12 +3,10 @@
 import argparse
 import inspect
 import os
-import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfsight.cli.output import document, table, visible
+from selfsight.cli.output import document, note, table, visible
 from selfsight.cli.parser import Parser, number, whole
 from selfsight.cli.settings import merged
 from selfsight.cli.values import shown, typed
@@ -46,7 +44,8 @@ def configure(parser: Parser) -> None:
     add("--threads", "--workers", type=whole(1), metavar="N", help="threads that load images")
     add("--max-bad-fraction", type=number(0, 1), metavar="X", help="unreadable files tolerated")
     add("--download", action="store_const", const=True, help="allow fetching a named set")
-    add("--cache", metavar="DIR", help="where checked lists and small copies are kept")
+    add("--cache", metavar="DIR", help="where checked lists are kept")
+    add("--follow-links", action="store_const", const=True, help="take images links lead to")
     add("--save-every", type=whole(1), metavar="N", help="steps between checkpoints")
     add("--labels", action="store_const", const=True, help="class sub-folders: watch kNN")
     add("--quiet", action="store_const", const=True, help="no progress")
@@ -78,6 +77,10 @@ def show(result: "Run", as_json: bool) -> int:
     if as_json:
         document({"run": result.path, "verdict": result.verdict, "config": result.config})
     else:
+        # The closing words: what the watchers saw, and what they cannot know.
+        for verdict in result.verdict.values():
+            note(str(verdict))
+        note(f"the model lies in {visible(str(result.path / 'model'))}")
         print(visible(str(result.path)))
     return 0
 
@@ -97,9 +100,6 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     from selfsight.views.spec import View
 
     method = settings.get("method") or methods.DEFAULT
-    if ":" in method:
-        # A user's own method lies where they stand, as it does for `python -m`.
-        sys.path.insert(0, str(Path.cwd()))
     for part in parts:
         if part.partition(".")[0] not in ("method", "view"):
             raise ConfigError(f"unknown key {part}; write method.{part} or view.{part}")
@@ -114,7 +114,7 @@ def _print_config(settings: dict[str, Any], as_json: bool) -> int:
     from selfsight.train.config import Settings, resolve
 
     asked = {f.name for f in fields(Settings)} & set(settings)
-    opening = {"labels", "max_bad_fraction", "download", "cache"} & set(settings)
+    opening = {"labels", "max_bad_fraction", "download", "cache", "follow_links"} & set(settings)
     source = open_source(settings["data"], **{name: settings[name] for name in opening})
     config = resolve(Settings(**{name: settings[name] for name in asked}), source).config
     rows: list[tuple[str, Any, str]] = []

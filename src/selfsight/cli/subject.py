@@ -1,6 +1,7 @@
 """RUN|ENCODER: a run's folder, an exported model's folder, or the name of an architecture."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +18,17 @@ __all__ = ["Subject", "open_subject", "take_subject"]
 
 @dataclass(frozen=True)
 class Subject:
-    """An encoder to use at `size` pixels; `before` is what it is compared with: the same
-    architecture with the weights a run started from, or with random ones."""
+    """An encoder to use at `size` pixels.
 
+    name: what its row is called
+    before: the name and a maker of what it is compared with: the same architecture with the
+        weights a run started from, or with random ones
+    """
+
+    name: str
     encoder: "Encoder"
     size: int
-    before: tuple[str, "Encoder"]
+    before: "tuple[str, Callable[[], Encoder]]"
 
 
 def take_subject(parser: Parser) -> None:
@@ -46,12 +52,13 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
         run = selfsight.load(folder)
         size = arguments.size or run.config["size"]
         before = "starting weights" if run.config["pretrained"] else "untrained"
-        return Subject(run.model, size, (before, run.untrained()))
+        return Subject("trained", run.model, size, (before, run.untrained))
     if (folder / "config.json").is_file():
         from selfsight.export.model import load_model
 
         model = load_model(folder)
-        return Subject(model, arguments.size or model.size, ("untrained", model.fresh(seed=0)))
+        size = arguments.size or model.size
+        return Subject("trained", model, size, ("untrained", lambda: model.fresh(seed=0)))
     raise DataError(f"{name} is neither a run (no run.json) nor a model (no config.json)")
 
 
@@ -63,4 +70,4 @@ def _architecture(name: str, size: int | None, pretrained: bool) -> Subject:
     encoder = create_encoder(name, size=size, pretrained=pretrained, seed=0)
     if not pretrained:
         note(f"{name} has random weights; --pretrained takes trained ones")
-    return Subject(encoder, encoder.size, ("untrained", encoder.fresh(seed=0)))
+    return Subject(name, encoder, encoder.size, ("untrained", lambda: encoder.fresh(seed=0)))

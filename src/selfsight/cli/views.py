@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from selfsight.cli.output import new_file, visible
-from selfsight.cli.parser import Parser, whole
+from selfsight.cli.parser import Parser, opening, whole
 from selfsight.cli.values import typed
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from selfsight.data.sources import open_source
 
-    source = open_source(arguments.data, download=arguments.download, cache=arguments.cache)
+    source = open_source(
+        arguments.data,
+        **opening(arguments),
+    )
     views = _views(arguments, len(source))
     chosen = np.unique(np.linspace(0, len(source) - 1, arguments.count).round().astype(np.int64))
     images = [source.read(int(index)) for index in chosen]

@@ -89,12 +89,12 @@ class Arrays(Source):
         self.name, self.labels, self.classes = name, labels, classes
         if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
             images = images.transpose(0, 2, 3, 1)
-        self._images = images if images.ndim == 4 else images[..., None]
-        size = np.array(self._images.shape[1:3], np.int32)
+        self.images = images if images.ndim == 4 else images[..., None]
+        size = np.array(self.images.shape[1:3], np.int32)
         self.sizes = np.broadcast_to(size, (len(images), 2))
 
     def read(self, index: int) -> Pixels:
-        image = self._images[index]
+        image = self.images[index]
         if image.dtype == np.uint16:
             image = np.rint(image / np.float32(257)).astype(np.uint8)
         elif image.dtype != np.uint8:

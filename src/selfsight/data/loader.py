@@ -23,7 +23,6 @@ from selfsight.views.sample import boxes, sample
 
 __all__ = ["Loader", "free_memory"]
 
-_AHEAD = 2  # batches prepared before they are asked for
 _EPOCHS = 2  # orders kept: the one in use and the one being prepared
 
 
@@ -35,6 +34,8 @@ class Loader:
     on_skip: called once for each file that has gone bad since the source was opened; its
         place is taken by the next readable image
     max_bad_fraction: how many files may go bad (on each rank) before it is an error
+    ahead: batches prepared before they are asked for, by one thread; by default 2 for a GPU and
+        none on a CPU, where that thread would take the cores from the step it runs beside
     ram_bytes: decoded images are kept when all of them fit; default a quarter of the free
         memory, shared by the ranks
     """
@@ -56,6 +57,7 @@ class Loader:
         on_skip: Callable[[str, str], None] | None = None,
         max_bad_fraction: float = 0.01,
         ram_bytes: int | None = None,
+        ahead: int | None = None,
     ) -> None:
         n = len(source)
         if n < 2:
@@ -72,6 +74,7 @@ class Loader:
         self.source, self.views = source, expand(views)
         self.global_batch, self.seed, self.rank, self.world = batch, seed, rank, world
         self.mean, self.std, self.device = mean, std, torch.device(device)
+        self._ahead = ahead if ahead is not None else 2 * (self.device.type != "cpu")
         self.per_epoch = n // batch
         self.labels = source.labels if supervised else None
         self._on_skip, self._allowed = on_skip, allowed_bad(max_bad_fraction, n)
@@ -136,10 +139,9 @@ class Loader:
     def stream(
         self, start: int, stop: int, micros: int = 1
     ) -> Generator[tuple[int, list[Batch]], None, None]:
-        """(step, its micro-batches) for each step from start to stop. For a GPU they are
-        prepared ahead by one thread, which ends with the iterator; on a CPU that thread would
-        take the cores from the step it runs beside."""
-        if self.device.type == "cpu":
+        """(step, its micro-batches) for each step from start to stop; the thread that prepares
+        them ahead ends with the iterator."""
+        if not self._ahead:
             for step in range(start, stop):
                 yield step, self._step(step, micros)
             return
@@ -150,7 +152,7 @@ class Loader:
         following = start
         try:
             for step in range(start, stop):
-                while following < min(stop, step + _AHEAD + 1):
+                while following < min(stop, step + self._ahead + 1):
                     ahead.append(producer.submit(self._step, following, micros))
                     following += 1
                 yield step, ahead.popleft().result()

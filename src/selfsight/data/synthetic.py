@@ -27,11 +27,13 @@ def _max(*d: Array) -> Array:
 
 
 def _length(x: Array, y: Array) -> Array:
-    return np.sqrt(x * x + y * y)
+    length: Array = np.sqrt(x * x + y * y)
+    return length
 
 
 def _box(x: Array, y: Array, a: float, b: float) -> Array:
-    return np.maximum(np.abs(x) - a, np.abs(y) - b)
+    distance: Array = np.maximum(np.abs(x) - a, np.abs(y) - b)
+    return distance
 
 
 def _triangle(x: Array, y: Array) -> Array:
@@ -46,7 +48,8 @@ def _star(x: Array, y: Array) -> Array:
         x, y = x - over * a, y - over * b
     # From the tip (0, 1) to the notch at 36 degrees and radius 0.42.
     ex, ey = 0.246870, -0.660213
-    return (ey * np.abs(x) - ex * (y - 1)) / -0.704861
+    distance: Array = (ey * np.abs(x) - ex * (y - 1)) / -0.704861
+    return distance
 
 
 # Signed distance (negative inside) of each shape, about one unit in radius.
@@ -103,7 +106,8 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
 
     def take(low: float, high: float) -> Array:
         """One number for each image, ready to spread over its pixels."""
-        return low + np.float32(high - low) * next(draws)[:, None, None]
+        value: Array = low + np.float32(high - low) * next(draws)[:, None, None]
+        return value
 
     def colour(light: Array) -> list[Array]:
         """A random hue and saturation at this lightness."""
@@ -127,7 +131,8 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
         low = at.astype(np.int64)
         w = at - low.astype(np.float32)
         rows = grid[:, low] * (1 - w)[:, None] + grid[:, low + 1] * w[:, None]
-        return rows[:, :, low] * (1 - w) + rows[:, :, low + 1] * w
+        values: Array = rows[:, :, low] * (1 - w) + rows[:, :, low + 1] * w
+        return values
 
     # The frame is [-1, 1] x [-1, 1]; one pixel is 2 / size wide.
     axis = (np.arange(size, dtype=np.float32) * 2 + 1) / size - 1
@@ -175,4 +180,5 @@ def _draw(position: Array, labels: Array, size: int, seed: int, view: int) -> Ar
     pixels = uniform(seed, position, Purpose.SYNTHETIC, size * size, view + 1)
     speckle = (2 * pixels.reshape(n, size, size) - 1) * grain
     image = np.stack([c * shade + speckle for c in picture], -1)
-    return np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    rounded: Array = np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return rounded

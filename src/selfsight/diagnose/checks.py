@@ -121,7 +121,8 @@ def verdict(readings: Sequence[Reading], name: Literal["h", "z"] = "z") -> Verdi
             name, "diverging", f"{name} is not finite at step {newest.step}", _ADVICE["diverging"]
         )
     if len(last) < _AGREEING:
-        return _uncertain(name, f"{len(readings)} of {_AGREEING} readings needed")
+        why = f"too short a run to judge: {len(readings)} of {_AGREEING} readings"
+        return Verdict(name, "uncertain", why, "Train longer.")
     if newest.n < _SAMPLES or newest.dim < _CHANNELS:
         return _uncertain(
             name,
@@ -242,7 +243,7 @@ _ADVICE: dict[State, str] = {
     "healthy": HEALTHY_IS_NOT_USEFUL,
     "dimensional collapse": (
         "Few directions are used: lower the learning rate, enlarge the batch, weaken the views, "
-        "or try a method with a variance or redundancy term (vicreg, barlow_twins)."
+        "or try another method."
     ),
     "complete collapse": (
         "All images map to one place: check that the images differ, that stop-gradient, teacher "

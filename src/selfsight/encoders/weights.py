@@ -188,7 +188,7 @@ def _cached(name: str, cfg: PretrainedCfg, download: bool) -> Path:
         cache = huggingface_hub.constants.HF_HUB_CACHE
         raise ConfigError(
             f"the weights of {name} ({repository}/{file}) are not in {cache}; "
-            f"pass download=True or run `hf download {repository} {file}`"
+            f"run `hf download {repository} {file}` first, or pass download=True from Python"
         )
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))

@@ -95,7 +95,7 @@ def _linear(
 ) -> Score:
     probe = LinearProbe(seed=seed).fit(x, y)
     correct = probe.predict(test_x) == test_y
-    name = f"linear (L2={probe.strength:.1g}{', edge of the grid' if probe.at_edge else ''})"
+    name = f"linear (L2={probe.strength:g})"
     return _score(
         name,
         "linear",

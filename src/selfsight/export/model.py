@@ -44,7 +44,8 @@ def save_model(
     try:
         path.mkdir(parents=True, exist_ok=True)
         weights = _temporary(path, "model.safetensors", written)
-        save_file(tensors, weights, {"format": "pt", "architecture": encoder.architecture})
+        # One key: with several the file would not come out the same twice.
+        save_file(tensors, weights, {"format": "pt"})
         _sync(weights)
         with weights.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,6 +3,9 @@
 import dataclasses
 import importlib
 import inspect
+import os
+import re
+import sys
 from typing import Any
 
 from selfsight.errors import ConfigError, suggestion
@@ -26,10 +29,15 @@ def method_class(name: str) -> Any:
     if target is None:
         raise ConfigError(f"unknown method {name}{suggestion(name, METHODS)}")
     module, _, attribute = target.partition(":")
+    if ":" in name and os.getcwd() not in sys.path:
+        # A user's own method lies where they stand, as it does for `python -m`.
+        sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot load the method {name}: {error}") from None
+        raise ConfigError(
+            f"cannot load the method {name}: {error}; run from the folder that holds {module}"
+        ) from None
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
@@ -63,8 +71,6 @@ def describe(name: str) -> dict[str, Any]:
     title, _, cited = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     with torch.device("meta"):
         example = create(name, create_encoder("vit_tiny_patch16_224"), samples=1_281_167)
-    lines = [line.strip() for line in inspect.getsource(module).splitlines()]
-    marker = "# Differs from the paper: "
     return {
         "name": name,
         "title": title,
@@ -73,5 +79,11 @@ def describe(name: str) -> dict[str, Any]:
         "help": inspect.cleandoc(cls.__doc__ or ""),
         "views": [dataclasses.asdict(view) for view in example.views],
         "recipe": dataclasses.asdict(example.recipe),
-        "deviations": [line.removeprefix(marker) for line in lines if line.startswith(marker)],
+        "deviations": _deviations(inspect.getsource(module)),
     }
+
+
+def _deviations(source: str) -> list[str]:
+    """The comments `# Differs from the paper: …`, each with the lines it goes on over."""
+    found = re.findall(r"# Differs from the paper: (.*(?:\n *# .*)*)", source)
+    return [re.sub(r"\n *# ", " ", text) for text in found]

@@ -56,6 +56,7 @@ class BYOL(Method):
         self.stopped = target == "stopped"
         self.momentum, self.ramp = momentum, ramp
         self.beta, self.temperature = beta, temperature
+        # Differs from the paper: no classifier learns from labels beside the training.
         self.views = byol_views()
         self.recipe = Recipe(optimizer="lars", lr=0.3, weight_decay=1e-6, epochs=300)
 

@@ -23,7 +23,6 @@ __all__ = ["DeepClusterV2"]
 class DeepClusterV2(Method):
     """Alternate k-means over banks of embeddings with classification into its clusters.
 
-    samples: images in the data set, one row each in the banks
     clusters, heads: k of each clustering, and how many clusterings are classified at once
     hidden, dim: widths of the projector
     temperature: τ of the classification
@@ -78,6 +77,8 @@ class DeepClusterV2(Method):
         if clock.step % clock.per_epoch:
             return
         if clock.step == 0:
+            # Differs from the paper: the banks start from one crop of each image in
+            # evaluation mode, not from two in training mode.
             network = nn.Sequential(self.encoder, self.projector)
             for index, z in sweep(network, self.views[0]):
                 self.bank.write(index, F.normalize(z, dim=1)[:, None])

@@ -50,6 +50,7 @@ class SwAV(Method):
         super().__init__(encoder)
         self.projector = mlp(encoder.dim, hidden, dim)
         self.prototypes = Prototypes(dim, prototypes)
+        # Differs from the paper: one queue for all ranks, where the official code has one each.
         self.queue = Queue(queue, 2, dim)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.queue_from, self.freeze = queue_from, freeze

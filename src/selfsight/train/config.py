@@ -165,8 +165,9 @@ def resolve(settings: Settings, source: Source) -> Built:
         side = min(view.size for view in views)
         chosen["precision"], reasons["precision"] = _precision(device, encoder, side)
     elif chosen["precision"] not in ("fp32", "bf16"):
-        hint = suggestion(chosen["precision"], ["fp32", "bf16", "auto"])
-        raise ConfigError(f"unknown precision {chosen['precision']}{hint}; known: auto, fp32, bf16")
+        known = ["auto", "fp32", "bf16"]
+        hint = suggestion(chosen["precision"], known) or "; known: auto, fp32, bf16"
+        raise ConfigError(f"unknown precision {chosen['precision']}{hint}")
     config = Config(**chosen, reasons=reasons)
     built.views = views
     return Built(config, built, _recipe(recipe, config))

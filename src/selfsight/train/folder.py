@@ -1,5 +1,6 @@
 """A run's folder: what lies where, who may write, and what the run was."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -65,7 +66,17 @@ class RunFolder:
             file.truncate(0)
             file.write(f"process {os.getpid()}")
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                if not self.started:
+                    self._vanish()
+
+    def _vanish(self) -> None:
+        """A run that was refused leaves no folder behind."""
+        with contextlib.suppress(OSError):
+            (self.path / "lock").unlink()
+            self.path.rmdir()
 
     def _lock_file(self) -> TextIO:
         try:

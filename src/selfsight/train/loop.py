@@ -1,10 +1,11 @@
 """The training loop."""
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,11 @@ class Engine:
         self.optimizer = optim.build(method.groups(), recipe)
         self.network: nn.Module = method
         if world() > 1:
-            self.network = DistributedDataParallel(method, broadcast_buffers=False)
+            # torch 2.15 renamed the option.
+            known = inspect.signature(DistributedDataParallel).parameters
+            new, old = "forward_sync_buffers", "broadcast_buffers"
+            options: dict[str, Any] = {new if new in known else old: False}
+            self.network = DistributedDataParallel(method, **options)
         names = ("running_mean", "running_var", "num_batches_tracked")
         self._statistics = [b for n, b in method.named_buffers() if n.endswith(names)]
 

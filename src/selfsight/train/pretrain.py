@@ -54,6 +54,7 @@ class Habits:
     labels: bool = False
     download: bool = False
     cache: str | None = None
+    follow_links: bool = False
     quiet: bool = False
 
 
@@ -85,12 +86,10 @@ def pretrain(
             _first(lambda: folder.write(_record(built, data, source, habits)))
         else:
             _unchanged(recorded, built, source)
+            built = replace(built, config=replace(built.config, reasons=recorded["reasons"]))
         _train(folder, built, source, habits)
         barrier()
-    result = Run(folder.path)
-    if rank() == 0 and not habits.quiet:
-        _conclude(result)
-    return result
+    return Run(folder.path)
 
 
 def resume(path: str | Path, *, quiet: bool = False) -> Run:
@@ -134,6 +133,7 @@ def _open(data: Data, habits: Habits) -> Source:
             max_bad_fraction=habits.max_bad_fraction,
             download=habits.download,
             cache=habits.cache,
+            follow_links=habits.follow_links,
             progress=None if habits.quiet else counting("checked"),
         )
 
@@ -318,14 +318,10 @@ def _announce(built: Built, source: Source, plan: Plan, start: int, teller: Tell
             teller.say(f"{name:<13} {shown!s:<24} {reason}".rstrip())
     if source.skipped:
         teller.say(f"skipped       {len(source.skipped)} unreadable files, see skipped.jsonl")
-    if start:
+    if start == plan.total:
+        teller.say("the run is finished; nothing is left to train")
+    elif start:
         teller.say(f"continuing after step {start} of {plan.total}")
     else:
-        teller.say(f"{len(source):,} images, {plan.total:,} steps of {built.config.batch}")
-
-
-def _conclude(result: Run) -> None:
-    """The closing words: what the watchers saw, and what they cannot know."""
-    for verdict in result.verdict.values():
-        print(verdict, file=sys.stderr)
-    print(f"the model lies in {result.path / 'model'}", file=sys.stderr, flush=True)
+        steps = f"{plan.total:,} step" + "s" * (plan.total > 1)
+        teller.say(f"{len(source):,} images, {steps} of {built.config.batch}")
