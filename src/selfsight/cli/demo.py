@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {"out": arguments.out, "seed": arguments.seed}
     result = demo.run(**{name: value for name, value in given.items() if value is not None})
     if arguments.json:
-        document(result)
+        document(result.json())
     else:
         print(result)
     return 0

@@ -95,7 +95,7 @@ def _linear(
 ) -> Score:
     probe = LinearProbe(seed=seed).fit(x, y)
     correct = probe.predict(test_x) == test_y
-    name = f"linear (L2={probe.strength:g})"
+    name = f"linear (L2={probe.strength:.2g})"
     return _score(
         name,
         "linear",
