@@ -1,5 +1,6 @@
 """The main job on the embedded synthetic set, in a few minutes on two CPU cores."""
 
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Result:
             ]
             rows.append(f"{name:<14}{cells[0]:<24}{cells[1]:<24}".rstrip())
         n = self.reports["trained"].scores[0].n
+        program = _program()
         said = "\n".join(f"{name}: {v.state} ({v.evidence})" for name, v in self.verdict.items())
         return (
             f"\nAccuracy on {n:,} held-out images of 12 classes, with 95% intervals. Pre-training "
@@ -67,9 +69,9 @@ class Result:
             f"\nNearest neighbours in  {self.sheet}"
             f"\nAll of it took         {self.seconds:.0f} s"
             "\n\nNext, with your own images:"
-            "\n  selfsight check photos/"
-            "\n  selfsight pretrain photos/ --out runs/photos"
-            "\n  selfsight evaluate runs/photos labelled/      one sub-folder per class"
+            f"\n  {program} check photos/"
+            f"\n  {program} pretrain photos/ --out runs/photos"
+            f"\n  {program} evaluate runs/photos labelled/      one sub-folder per class"
         )
 
     def json(self) -> dict[str, object]:
@@ -110,6 +112,14 @@ def run(out: str | Path | None = None, seed: int = 0, quiet: bool = False) -> Re
     sheet = result.path / "neighbours.png"
     neighbour_sheet(test, {name: new for name, (_, new) in features.items()}).save(sheet)
     return Result(result.path, sheet, reports, result.verdict, time.monotonic() - start)
+
+
+def _program() -> str:
+    """What to type: the command's name, or where it lies when no folder of PATH has it."""
+    if shutil.which("selfsight"):
+        return "selfsight"
+    path = Path(sys.prefix) / "bin" / "selfsight"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _draw(seed: int) -> tuple[Source, Source, Source]:
