@@ -45,7 +45,7 @@ class Mean(Encoder):
     """The mean of each channel, through a module that knows its mode."""
 
     name, dim, token_dim, size, multiple, maskable = "mean", 3, 3, 8, 1, False
-    mean, std, crop_pct = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 0.5
+    mean, std, crop_pct = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,15 +213,16 @@ class TestExtract:
         assert encoder.training
         assert threading.active_count() < 20
 
-    def test_large_images_are_cropped_and_small_ones_are_not(self) -> None:
+    def test_the_encoder_says_how_much_is_cropped(self) -> None:
         x = np.zeros((1, 128, 128, 3), np.uint8)
         x[:, 32:96, 32:96] = 255
-        encoder = Mean()  # keeps half of the side
+        encoder = Mean()
         white = (1 - np.array(encoder.mean)) / encoder.std
-        large = extract(encoder, Arrays("set", x), size=128).embedding[0]
-        np.testing.assert_allclose(large, white, atol=1e-4)
-        small = extract(encoder, Arrays("set", x), size=64).embedding[0]
-        assert (small < white - 0.5).all()
+        whole = extract(encoder, Arrays("set", x), size=128).embedding[0]
+        assert (whole < white - 0.5).all()
+        encoder.crop_pct = 0.5
+        cropped = extract(encoder, Arrays("set", x), size=128).embedding[0]
+        np.testing.assert_allclose(cropped, white, atol=1e-4)
 
     def test_bf16_gives_float32_near_the_same(self) -> None:
         source, encoder = Arrays("set", images()), Mean()

@@ -51,8 +51,19 @@ def pretrain(
     habits: how the run is done: max_bad_fraction, save_every, keep, threads, labels,
         download, cache, quiet
     """
+    from dataclasses import fields
+
+    from selfsight.errors import ConfigError, suggestion
     from selfsight.train.config import Settings
     from selfsight.train.pretrain import Habits, pretrain
+
+    known = {f.name for f in fields(Habits)}
+    for name in habits:
+        if name not in known:
+            near = suggestion(name, {*known, *(f.name for f in fields(Settings))})
+            raise ConfigError(f"pretrain takes no {name}{near}; a method's go into options={{…}}")
+    if isinstance(pretrained, str) and Path(pretrained).exists():
+        pretrained = str(Path(pretrained).resolve())  # so that a resume finds it from anywhere
 
     settings = Settings(
         method=method,

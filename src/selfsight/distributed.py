@@ -26,6 +26,7 @@ __all__ = [
     "local",
     "process_group",
     "rank",
+    "ranks_here",
     "synchronise",
     "world",
 ]
@@ -37,6 +38,11 @@ def rank() -> int:
 
 def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def ranks_here() -> int:
+    """Ranks that share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def local(device: str) -> str:

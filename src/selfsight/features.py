@@ -141,15 +141,13 @@ def extract(
     home = next(encoder.parameters()).device
     training = {module: module.training for module in encoder.modules()}
     view = View(size=size)
-    # Small images are not cropped: at 32 pixels the border is a large part of the image.
-    fraction = encoder.crop_pct if size >= 128 else 1.0
     embedding = np.empty((len(source), encoder.dim), np.float32)
     half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     try:
         encoder.to(device).eval()
         with torch.no_grad(), half:
             for start, x in _batches(
-                source, view, fraction, encoder.mean, encoder.std, device, batch, threads
+                source, view, encoder.crop_pct, encoder.mean, encoder.std, device, batch, threads
             ):
                 embedding[start : start + len(x)] = encoder(x).float().cpu().numpy()
                 if progress is not None:

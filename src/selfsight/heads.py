@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Prototypes", "mlp", "sincos_positions"]
+__all__ = ["Decoder", "Prototypes", "cosines", "mlp", "sincos_positions"]
 
 LastNorm = Literal["none", "affine", "scale", "plain"]
 
@@ -37,6 +37,13 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+def cosines(z: Tensor, weight: Tensor) -> Tensor:
+    """(N, K) cosines of z: (N, D) with the unit rows of weight: (K, D), in at least float32
+    whatever autocast says: divided by a small temperature, rounding would show."""
+    with torch.autocast(z.device.type, enabled=False):
+        return F.normalize(z.to(weight.dtype), dim=1) @ weight.T
+
+
 class Prototypes(nn.Module):
     """Cosine scores of z: (N, D) against K unit vectors → (N, K).
 
@@ -49,7 +56,7 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.normalize(z, dim=1) @ self.weight.T
+        return cosines(z, self.weight)
 
     @torch.no_grad()
     def normalize(self) -> None:

@@ -2,13 +2,14 @@
 
 import ctypes
 import functools
+import os
 import platform
 import sys
 from pathlib import Path
 
 import torch
 
-__all__ = ["keep_pages", "native_bf16"]
+__all__ = ["cores", "keep_pages", "native_bf16"]
 
 # mallopt's parameter numbers in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -32,11 +33,20 @@ def _flags() -> frozenset[str]:
     return frozenset(next(found, "").split())
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    affinity: set[int] = getattr(os, "sched_getaffinity", lambda _: set())(0)
+    return len(affinity) or os.cpu_count() or 1
+
+
 def keep_pages() -> bool:
     """Let glibc keep freed memory, so that large temporaries cost no page faults.
 
-    Takes effect for allocations after the call; answers whether it was possible.
+    Takes effect for allocations after the call, of the whole process, unless
+    SELFSIGHT_KEEP_PAGES is 0; answers whether it was possible.
     """
+    if os.environ.get("SELFSIGHT_KEEP_PAGES") == "0":
+        return False
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

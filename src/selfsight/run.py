@@ -20,8 +20,8 @@ from selfsight.errors import StorageError
 from selfsight.evaluate import Report, evaluate
 from selfsight.export.model import load_model
 from selfsight.features import Features, extract, pixels
-from selfsight.machine import native_bf16
-from selfsight.methods import create
+from selfsight.machine import cores, native_bf16
+from selfsight.methods import METHODS, create
 from selfsight.methods.base import Method
 from selfsight.philox import Purpose, seed_for
 
@@ -89,12 +89,15 @@ class Run:
     def untrained(self) -> Encoder:
         """The encoder as it was before the first step: the control."""
         config = self.config
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(config["seed"], 0, Purpose.INIT))
             encoder = create_encoder(
                 config["encoder"], size=config["size"], pretrained=config["pretrained"]
             )
-            # A method may change its encoder as it is built: MAE fixes the positions.
+            # A method of the catalogue may change its encoder as it is built: MAE fixes the
+            # positions. Others are not loaded because a file names them.
+            if config["method"] not in METHODS:
+                return encoder
             samples = self.record["data"]["images"]
             method: Method = create(config["method"], encoder, samples=samples, **config["options"])
         return method.product
@@ -131,7 +134,13 @@ def embed(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision: Literal["fp32", "bf16"] = "bf16" if native_bf16(device) else "fp32"
     return extract(
-        encoder, source, size=size, device=device, precision=precision, progress=progress
+        encoder,
+        source,
+        size=size,
+        device=device,
+        precision=precision,
+        progress=progress,
+        threads=cores(),
     )
 
 

@@ -209,9 +209,9 @@ def test_demo_passes_on_what_was_given(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     seen: list[dict[str, object]] = []
 
-    def run(**given: object) -> dict[str, float]:
+    def run(**given: object) -> SimpleNamespace:
         seen.append(given)
-        return {"gain": 0.1}
+        return SimpleNamespace(json=lambda: {"gain": 0.1})
 
     monkeypatch.setattr(selfsight, "demo", SimpleNamespace(run=run), raising=False)
     assert main(["demo"]) == 0

@@ -67,7 +67,7 @@ def clock(step, total=6):
 
 
 def sweep(method, at, dtype=torch.float32):
-    sweeper = Sweeper(Arrays("test", images()), method.encoder, "cpu")
+    sweeper = Sweeper(loader(method))
     return lambda network, view: sweeper(network, view, at, dtype)
 
 

@@ -225,7 +225,9 @@ def test_damaged_ones_do_not_count_as_kept(tmp_path):
     assert found.step == 5
     assert len(said) == 2
     checkpoint.save(folder, example(6))
-    assert sorted(p.name for p in folder.iterdir()) == ["step-00000005", "step-00000006"]
+    names = sorted(p.name for p in folder.iterdir())
+    assert [name.partition("-")[0] for name in names] == ["damaged", "damaged", "step", "step"]
+    assert names[2:] == ["step-00000005", "step-00000006"]
     found = checkpoint.newest(folder, silent)
     assert found is not None
     assert found.step == 6

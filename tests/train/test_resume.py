@@ -340,7 +340,8 @@ class Impatient(Signals):
     steps = 0
 
     def __init__(self):
-        self.left = Impatient.steps
+        # A run looks once before its first step.
+        self.left = Impatient.steps and Impatient.steps + 1
 
     @property
     def code(self):

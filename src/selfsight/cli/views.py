@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from selfsight.cli.output import new_file, visible
 from selfsight.cli.parser import Parser, opening, whole
 from selfsight.cli.values import typed
+from selfsight.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Imported here: --help must not wait for torch.
     import numpy as np
 
+    from selfsight.data.decode import Undecodable
     from selfsight.data.sources import open_source
 
     source = open_source(
@@ -45,7 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     views = _views(arguments, len(source))
     chosen = np.unique(np.linspace(0, len(source) - 1, arguments.count).round().astype(np.int64))
-    images = [source.read(int(index)) for index in chosen]
+    try:
+        images = [source.read(int(index)) for index in chosen]
+    except Undecodable as error:
+        raise DataError(f"an image of {source.name} can no longer be read: {error}") from None
     _mosaic(images, chosen, views, arguments.seed).save(out)
     print(visible(str(out)))
     return 0
@@ -58,7 +63,7 @@ def _views(arguments: argparse.Namespace, samples: int) -> "list[View]":
     from selfsight import methods
     from selfsight.encoders import create_encoder
     from selfsight.views import View, expand
-    from selfsight.views.presets import fitted
+    from selfsight.views.presets import adapted, fitted
 
     name = arguments.method
     options = typed("method", arguments.parts, methods.options(name), name)
@@ -67,7 +72,7 @@ def _views(arguments: argparse.Namespace, samples: int) -> "list[View]":
         # A ViT serves every method, masked ones included.
         encoder = create_encoder("vit_tiny_patch16_224")
         method = methods.create(name, encoder, samples=samples, **options)
-    return expand(fitted(method.views, arguments.size, changes=changes))
+    return expand(fitted(method.views, arguments.size, changes=adapted(arguments.size, changes)))
 
 
 def _mosaic(

@@ -116,7 +116,7 @@ class Loader:
         first = (self.rank * micros + micro) * size
         epoch, place = divmod(step, self.per_epoch)
         start = place * self.global_batch + first
-        index, images = self._images(self.order(epoch)[start : start + size])
+        index, images = self.images(self.order(epoch)[start : start + size])
         position = step * self.global_batch + first + np.arange(size, dtype=np.int64)
         extents = np.array([image.shape[:2] for image in images], np.int64)
         crops, corners = [], []
@@ -162,7 +162,9 @@ class Loader:
     def _step(self, step: int, micros: int) -> list[Batch]:
         return [self.batch(step, micro, micros) for micro in range(micros)]
 
-    def _images(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Pixels]]:
+    def images(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Pixels]]:
+        """The images of these numbers, and the numbers of those that were read: another's
+        where a file has gone bad."""
         numbers = wanted.tolist()
         read = self._pool.map if self._pool is not None else map
         found = list(read(self._next_readable, numbers))

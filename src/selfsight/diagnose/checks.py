@@ -124,10 +124,9 @@ def verdict(readings: Sequence[Reading], name: Literal["h", "z"] = "z") -> Verdi
         why = f"too short a run to judge: {len(readings)} of {_AGREEING} readings"
         return Verdict(name, "uncertain", why, "Train longer.")
     if newest.n < _SAMPLES or newest.dim < _CHANNELS:
-        return _uncertain(
-            name,
-            f"{newest.n} samples of {newest.dim} channels; {_SAMPLES} and {_CHANNELS} are needed",
-        )
+        why = f"{newest.n} samples of {newest.dim} channels, too few to judge"
+        advice = f"Train with a batch of {_SAMPLES} or more."
+        return Verdict(name, "uncertain", why, advice)
     return _judged(name, readings)
 
 

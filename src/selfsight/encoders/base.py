@@ -19,6 +19,7 @@ class Encoder(nn.Module, abc.ABC):
     maskable: whether `tokens` accepts `keep` and `mask`
     mean, std: what the input is normalised by
     crop_pct: fraction of the short side that the evaluation crop keeps
+    pretrained: whether it started from trained weights
     """
 
     name: str
@@ -30,6 +31,7 @@ class Encoder(nn.Module, abc.ABC):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_pct: float
+    pretrained = False
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -197,8 +197,8 @@ def create_encoder(
     if weights:
         _fill(model, name, settings, weights)
     # Nothing is cut off small pictures.
-    crop_pct = weights.crop_pct if weights else 0.875 if size > 64 else 1.0
-    return TimmEncoder(
+    crop_pct = weights.crop_pct if weights else 0.875 if size >= 128 else 1.0
+    encoder = TimmEncoder(
         model,
         name=name,
         size=size,
@@ -209,6 +209,8 @@ def create_encoder(
         crop_pct=crop_pct,
         interpolation=weights.interpolation if weights else "bilinear",
     )
+    encoder.pretrained = weights is not None
+    return encoder
 
 
 def _published(name: str) -> PretrainedCfg:

@@ -20,7 +20,7 @@ METHODS = {
 
 DEFAULT = "simclr"
 
-__all__ = ["DEFAULT", "METHODS", "create", "describe", "method_class", "options"]
+__all__ = ["DEFAULT", "METHODS", "create", "describe", "method_class", "options", "trusted"]
 
 
 def method_class(name: str) -> Any:
@@ -38,6 +38,16 @@ def method_class(name: str) -> Any:
         raise ConfigError(
             f"cannot load the method {name}: {error}; run from the folder that holds {module}"
         ) from None
+
+
+def trusted(name: str | None, where: object) -> None:
+    """Refuse to load code because a file says so: a method of the user's own must be named
+    by the user."""
+    if name is not None and name not in METHODS:
+        raise ConfigError(
+            f"{where} was trained with {name}, which is not of the catalogue; name it yourself: "
+            f"selfsight pretrain DATA --method {name} --out DIR --resume"
+        )
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:

@@ -84,10 +84,11 @@ class Method(nn.Module, abc.ABC):
 
     A step is: prepare → forward → backward → all ranks agree it is finite → clip →
     after_backward → optimizer → after_step. `forward` changes nothing but BatchNorm
-    statistics, so a rejected step leaves no trace.
+    statistics, so a rejected step leaves no trace of what came after `prepare`.
     """
 
     supervised = False
+    needs_tokens = False  # masked methods: the encoder must be a ViT
     views: list[View]
     recipe: Recipe
 
@@ -109,8 +110,15 @@ class Method(nn.Module, abc.ABC):
         """After the optimizer: move teachers, queues, banks and centres."""
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups; see `optim.groups` for what a group may say."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        """Parameter groups; `optim.build` says what a group may hold. An encoder that starts
+        from trained weights learns at a tenth of the rate."""
+        encoder = {id(p) for p in self.encoder.parameters()}
+        learned = [p for p in self.parameters() if p.requires_grad]
+        scale = 0.1 if self.encoder.pretrained else 1.0
+        return [
+            {"params": [p for p in learned if id(p) in encoder], "lr_scale": scale},
+            {"params": [p for p in learned if id(p) not in encoder]},
+        ]
 
     @property
     def product(self) -> Encoder:

@@ -3,6 +3,7 @@
 Grill et al. 2020, https://arxiv.org/abs/2006.07733
 """
 
+import copy
 from typing import Literal
 
 import torch
@@ -40,7 +41,7 @@ class BYOL(Method):
         *,
         hidden: int = 4096,
         dim: int = 256,
-        momentum: float = 0.996,
+        momentum: float = 0.99,
         ramp: bool = True,
         predictor: bool = True,
         target: Literal["ema", "stopped", "online"] = "ema",
@@ -50,8 +51,10 @@ class BYOL(Method):
         super().__init__(encoder)
         self.projector = mlp(encoder.dim, hidden, dim, last_bias=False)
         self.predictor = mlp(dim, hidden, dim, last_bias=False) if predictor else nn.Identity()
-        # The target starts from weights of its own, as in the official code.
-        fresh = nn.Sequential(encoder.fresh(), mlp(encoder.dim, hidden, dim, last_bias=False))
+        # The target starts from weights of its own, as in the official code; where the
+        # encoder starts from trained weights, from those.
+        start = copy.deepcopy(encoder) if encoder.pretrained else encoder.fresh()
+        fresh = nn.Sequential(start, mlp(encoder.dim, hidden, dim, last_bias=False))
         self.teacher = Teacher(fresh) if target == "ema" else None
         self.stopped = target == "stopped"
         self.momentum, self.ramp = momentum, ramp

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selfsight.distributed import broadcast, gather, rank
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
-from selfsight.heads import mlp
+from selfsight.heads import cosines, mlp
 from selfsight.kmeans import spherical_kmeans
 from selfsight.memory import Bank
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep, per_resolution
@@ -66,9 +66,9 @@ class DeepClusterV2(Method):
         z = [F.normalize(z_i, dim=1) for z_i in self.projector(torch.cat(h)).chunk(len(h))]
         losses = []
         for centroids, assignment in zip(self.centroids, self.assignments, strict=True):
-            logits = torch.cat(z) @ centroids.T / self.temperature
+            logits = cosines(torch.cat(z), centroids) / self.temperature
             target = assignment[batch.index].repeat(len(z))
-            losses.append(F.cross_entropy(logits.float(), target))
+            losses.append(F.cross_entropy(logits, target))
         carry = {"index": batch.index, "z": torch.stack(z[:2], 1).detach()}
         loss = torch.stack(losses).mean()
         return Output(loss, embedding=h[0], projections=tuple(z), carry=carry)

@@ -13,6 +13,7 @@ from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
 from selfsight.heads import Decoder, sincos_positions
 from selfsight.losses import patch_mse
+from selfsight.losses.precision import full_precision
 from selfsight.masking import BLOCKS, ORDERS
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
 from selfsight.optim import Recipe
@@ -42,6 +43,7 @@ class MAE(Method):
     augment: crops and colours (table 1e): none, fixed crops, random crops, or jitter as well
     """
 
+    needs_tokens = True
     basis: Tensor
 
     def __init__(
@@ -59,6 +61,8 @@ class MAE(Method):
         augment: Literal["none", "fixed", "random", "jitter"] = "random",
     ) -> None:
         super().__init__(encoder)
+        if not 0 < ratio < 1:
+            raise ConfigError(f"mae hides a share of the patches: --method.ratio {ratio}")
         if not encoder.maskable:
             raise ConfigError(f"mae needs patch tokens; {encoder.name} has none. "
                               "Try --encoder vit_tiny_patch16_224")  # fmt: skip
@@ -88,9 +92,10 @@ class MAE(Method):
         prediction = self.decoder(h, tokens, keep, grid)
         return Output(patch_mse(prediction, self.targets(x), masked), embedding=h)
 
+    @full_precision
     def targets(self, x: Tensor) -> Tensor:
         """(N, T, 3 · patch²)"""
-        t: Tensor = self.patches(x.float() if x.dtype == torch.bfloat16 else x).mT
+        t: Tensor = self.patches(x).mT
         if self.target == "norm":
             var, mean = torch.var_mean(t, 2, keepdim=True)
             t = (t - mean) / (var + 1e-6).sqrt()
@@ -98,7 +103,7 @@ class MAE(Method):
 
     def prepare(self, clock: Clock, sweep: Sweep) -> None:
         if self.target == "pca" and clock.step == 0:
-            moment = torch.zeros(len(self.basis), len(self.basis), dtype=torch.float64)
+            moment = self.basis.new_zeros(len(self.basis), len(self.basis), dtype=torch.float64)
             for _, t in sweep(self.patches, self.views[0]):
                 moment += t.double().mT.flatten(0, 1).T @ t.double().mT.flatten(0, 1)
             vectors = torch.linalg.eigh(moment)[1][:, -self.basis.shape[1] :]

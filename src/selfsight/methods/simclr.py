@@ -47,12 +47,13 @@ class SimCLR(Method):
         super().__init__(encoder)
         inner = [hidden or encoder.dim] * (layers - 1)
         widths = {"none": [], "linear": [dim], "nonlinear": [*inner, dim]}[head]
-        norm: Literal["scale", "none"] = "scale" if head == "nonlinear" else "none"
+        norm: Literal["scale", "none"] = "none" if head == "none" else "scale"
         self.projector = mlp(encoder.dim, *widths, last_bias=norm == "none", last_norm=norm)
         self.temperature = temperature
         # Differs from the paper: the official code adds the losses of the two directions.
         self.scale = 1 if mean else 2
         self.views = crops(simclr_view(strength, size=160 if multi_crop else 224), multi_crop)
+        # Differs from the paper: LARS keeps the rate out of its momentum, as later code does.
         self.recipe = Recipe(optimizer="lars", lr=0.3, weight_decay=1e-6)
 
     def forward(self, batch: Batch, clock: Clock) -> Output:

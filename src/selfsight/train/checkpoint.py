@@ -138,8 +138,13 @@ def load(path: Path) -> Checkpoint:
             optimizer=safetensors.torch.load(content["optimizer.safetensors"]),
             state=state,
         )
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from None
+        # The disk may read it tomorrow: that is no reason to give it up.
+        raise StorageError(f"cannot read {path}: {error.strerror}; try again") from None
     except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
         safetensors.SafetensorError,
     ) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from None
@@ -155,7 +160,7 @@ def _files(sums: Any) -> list[str]:
 def newest(folder: Path, passed_over: Callable[[str], None]) -> Checkpoint | None:
     """The newest valid checkpoint, or None; damaged ones are reported to `passed_over`.
 
-    They leave the row, lest they count as kept while valid ones are dropped.
+    They are set aside, lest they count as kept while valid ones are dropped.
     """
     for path in _candidates(folder):
         try:
@@ -163,7 +168,7 @@ def newest(folder: Path, passed_over: Callable[[str], None]) -> Checkpoint | Non
         except CheckpointError as error:
             passed_over(f"{error}; trying the one before")
             try:
-                path.rename(folder / f".tmp-{uuid.uuid4().hex}")
+                path.rename(folder / f"damaged-{path.name}-{uuid.uuid4().hex[:8]}")
             except OSError as refused:
                 raise StorageError(f"cannot set {path} aside: {refused.strerror}") from None
     return None

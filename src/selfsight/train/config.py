@@ -15,11 +15,11 @@ from selfsight.encoders import create_encoder
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, suggestion
 from selfsight.machine import native_bf16
-from selfsight.methods import DEFAULT, create
+from selfsight.methods import DEFAULT, create, method_class
 from selfsight.methods.base import Method
 from selfsight.optim import OPTIMIZERS, Recipe
 from selfsight.philox import Purpose, seed_for
-from selfsight.views.presets import fitted
+from selfsight.views.presets import adapted, fitted
 
 __all__ = ["Built", "Config", "Settings", "differences", "resolve", "seconds"]
 
@@ -123,9 +123,11 @@ def resolve(settings: Settings, source: Source) -> Built:
     size = choose("size", lambda: _size(device, short))
     choose("pretrained", lambda: (False, "from scratch"))
     chosen["options"] = _frozen(settings.options)
-    chosen["view"] = _frozen(settings.view)
+    chosen["view"] = adapted(size, _frozen(settings.view))
     for part in ("options", "view"):
         reasons[part] = "given" if chosen[part] else "the method's own"
+    if chosen["view"] != settings.view:
+        reasons["view"] = f"no blur at {size} px, as in SimCLR's appendix B.9"
 
     generator = torch.random.get_rng_state()
     try:
@@ -184,8 +186,8 @@ def _device(name: str) -> str:
 
 
 def _encoder(method: str, device: str, short: int) -> tuple[str, str]:
-    if method == "mae":
-        return "vit_tiny_patch16_224", "mae needs patch tokens"
+    if method_class(method).needs_tokens:
+        return "vit_tiny_patch16_224", f"{method} needs patch tokens"
     if short <= 64:
         return "resnet18_small", f"3×3 stem, for the images' {short} px"
     if device == "cpu":

@@ -19,7 +19,7 @@ from selfsight.optim import Recipe
 from selfsight.philox import Purpose
 from selfsight.train.signals import Signals
 
-__all__ = ["Engine", "Journal", "Plan", "Step", "run"]
+__all__ = ["Engine", "Listener", "Plan", "Step", "run"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Step:
     samples: list[int]
 
 
-class Journal(Protocol):
+class Listener(Protocol):
     """Who hears of each step, and keeps checkpoints."""
 
     def step(self, step: Step) -> None: ...
@@ -132,7 +132,7 @@ def run(
     engine: Engine,
     stream: Iterable[tuple[int, list[Batch]]],
     sweep: Callable[..., Iterator[tuple[Tensor, Tensor]]],
-    journal: Journal,
+    journal: Listener,
     signals: Signals,
     *,
     rejected: int = 0,

@@ -22,12 +22,21 @@ from selfsight.distributed import (
     local,
     process_group,
     rank,
+    ranks_here,
     world,
 )
 from selfsight.encoders.timm import TimmEncoder
-from selfsight.errors import CheckpointError, ConfigError, DataError, Error
+from selfsight.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Error,
+    Stopped,
+    StorageError,
+)
 from selfsight.export.model import save_model
-from selfsight.machine import keep_pages
+from selfsight.machine import cores, keep_pages
+from selfsight.methods import trusted
 from selfsight.run import Run
 from selfsight.train import checkpoint
 from selfsight.train.config import Built, Settings, differences, resolve, seconds
@@ -50,12 +59,18 @@ class Habits:
     max_bad_fraction: float = 0.01
     save_every: int | None = None
     keep: int = 2
-    threads: int = 1
+    threads: int | None = None  # that decode images; None: one per core, shared by the ranks
     labels: bool = False
     download: bool = False
     cache: str | None = None
     follow_links: bool = False
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("save_every", 1), ("keep", 2), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} {value}: must be {least} or more")
 
 
 def pretrain(
@@ -68,11 +83,14 @@ def pretrain(
     resume: bool = False,
 ) -> Run:
     """Train a method on `data` and leave the run in `out`."""
-    folder = RunFolder(out)
+    if time is not None and settings.epochs is not None:
+        raise ConfigError("epochs and time exclude each other; keep one")
+    folder, signals = RunFolder(out), Signals()
     keep_pages()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(process_group(_device(settings)))
+        stack.enter_context(signals.caught())
         _first(lambda: folder.claim(resume=resume))
         _first(lambda: stack.enter_context(folder.lock()))
         recorded = folder.read() if folder.started else None
@@ -80,6 +98,9 @@ def pretrain(
         if recorded is not None:
             settings = _continued(settings, recorded)
         built = resolve(settings, source)
+        code = any_rank(signals.code)
+        if code:
+            raise Stopped(f"stopped by {signals.name(code)} before the first step", code)
         if time is not None and recorded is None:
             built = _within(built, settings, source, habits, time)
         if recorded is None:
@@ -87,7 +108,13 @@ def pretrain(
         else:
             _unchanged(recorded, built, source)
             built = replace(built, config=replace(built.config, reasons=recorded["reasons"]))
-        _train(folder, built, source, habits)
+        try:
+            _train(folder, built, source, habits, signals)
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"a batch of {built.config.batch} does not fit into this GPU's memory; take a "
+                "smaller --batch, or compute it in parts with --accumulate 4"
+            ) from None
         barrier()
     return Run(folder.path)
 
@@ -95,13 +122,17 @@ def pretrain(
 def resume(path: str | Path, *, quiet: bool = False) -> Run:
     """Continue a run from what its folder says."""
     record = RunFolder(path).read()
-    config = dict(record["config"])
-    habits = Habits(**{**record["habits"], "quiet": quiet})
-    if not record["reopens"]:
+    try:
+        settings, habits = Settings(**record["config"]), Habits(**record["habits"])
+        reopens, name = record["reopens"], record["data"]["name"]
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{path}/run.json is not of this version: {error}") from None
+    if not reopens:
         raise ConfigError(
             f"{path} was trained on an array in memory; call selfsight.pretrain with it again"
         )
-    return pretrain(record["data"]["name"], Settings(**config), habits, out=path, resume=True)
+    trusted(settings.method, path)
+    return pretrain(name, settings, replace(habits, quiet=quiet), out=path, resume=True)
 
 
 def _device(settings: Settings) -> torch.device:
@@ -149,7 +180,7 @@ def _open(data: Data, habits: Habits) -> Source:
 def _within(built: Built, settings: Settings, source: Source, habits: Habits, time: str) -> Built:
     """The same run with as many epochs as fit into `time`."""
     engine, loader = _engine(built, source), _loader(built, source, habits, None)
-    sweeper = Sweeper(source, built.method.encoder, engine.plan.device)
+    sweeper = Sweeper(loader)
     epochs = epochs_within(seconds(time), engine, loader, sweeper, built.config.accumulate)
     # The measured steps moved the weights; resolving again starts from the same seed.
     again = resolve(replace(settings, epochs=epochs), source)
@@ -159,6 +190,8 @@ def _within(built: Built, settings: Settings, source: Source, habits: Habits, ti
 
 def _continued(settings: Settings, record: dict[str, Any]) -> Settings:
     """What was asked before, under what is asked now."""
+    if settings.method is None:
+        trusted(record["config"].get("method"), "the run")
     names = {f.name for f in fields(Settings)}
     before = {name: v for name, v in record["config"].items() if name in names}
     now = {name: getattr(settings, name) for name in names}
@@ -244,14 +277,16 @@ def _loader(built: Built, source: Source, habits: Habits, skipped: Lines | None)
         device=local(config.device),
         rank=rank(),
         world=world(),
-        threads=habits.threads,
+        threads=habits.threads or max(1, cores() // ranks_here()),
         supervised=built.method.supervised,
         on_skip=note,
         max_bad_fraction=habits.max_bad_fraction,
     )
 
 
-def _train(folder: RunFolder, built: Built, source: Source, habits: Habits) -> None:
+def _train(
+    folder: RunFolder, built: Built, source: Source, habits: Habits, signals: Signals
+) -> None:
     config = built.config
     with ExitStack() as stack:
         skipped = None
@@ -277,9 +312,7 @@ def _train(folder: RunFolder, built: Built, source: Source, habits: Habits) -> N
         journal = stack.enter_context(closing(Journal(
             folder, engine, teller, save_every=save_every, keep=habits.keep, knn=knn
         )))  # fmt: skip
-        signals = Signals()
-        stack.enter_context(signals.caught())
-        sweeper = Sweeper(source, built.method.encoder, plan.device)
+        sweeper = Sweeper(loader)
         stream = stack.enter_context(closing(loader.stream(start, plan.total, micros=plan.micros)))
         teller.started(start)
         run(engine, stream, sweeper, journal, signals, rejected=rejected)
@@ -317,7 +350,8 @@ def _announce(built: Built, source: Source, plan: Plan, start: int, teller: Tell
         if shown != "":
             teller.say(f"{name:<13} {shown!s:<24} {reason}".rstrip())
     if source.skipped:
-        teller.say(f"skipped       {len(source.skipped)} unreadable files, see skipped.jsonl")
+        count = len(source.skipped)
+        teller.say(f"skipped       {count} unreadable file{'s' * (count > 1)}, see skipped.jsonl")
     if start == plan.total:
         teller.say("the run is finished; nothing is left to train")
     elif start:

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from selfsight.data.base import Source
+from selfsight.data.loader import Loader
 from selfsight.distributed import gather, rank, world
-from selfsight.encoders.base import Encoder
 from selfsight.methods.base import Clock
-from selfsight.views.reference import render
+from selfsight.views.reference import render, sizes
 from selfsight.views.sample import sample
 from selfsight.views.spec import View
 
@@ -28,8 +27,8 @@ class Sweeper:
     values do not depend on how many ranks there are.
     """
 
-    def __init__(self, source: Source, encoder: Encoder, device: str) -> None:
-        self.source, self.encoder, self.device = source, encoder, device
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.samples = loader, len(loader.source)
 
     def __call__(
         self, network: nn.Module, view: View, clock: Clock, dtype: torch.dtype = torch.float32
@@ -37,23 +36,22 @@ class Sweeper:
         modes = {module: module.training for module in network.modules()}
         network.eval()
         try:
-            for start in range(0, len(self.source), _CHUNK * world()):
+            for start in range(0, self.samples, _CHUNK * world()):
                 own = np.arange(start + rank() * _CHUNK, start + (rank() + 1) * _CHUNK)
                 # Ranks past the end repeat the last image, so that all hold equally many.
-                own = own.clip(max=len(self.source) - 1)
+                own = own.clip(max=self.samples - 1)
                 with torch.no_grad():
                     y = gather(network(self._render(own, view, clock).to(dtype)))
-                index = torch.arange(start, min(start + _CHUNK * world(), len(self.source)))
+                index = torch.arange(start, min(start + _CHUNK * world(), self.samples))
                 yield index.to(y.device), y[: len(index)]
         finally:
             for module, training in modes.items():
                 module.training = training
 
     def _render(self, index: np.ndarray, view: View, clock: Clock) -> Tensor:
-        table = sample(
-            view, self.source.sizes[index], seed=clock.seed, index=0,
-            position=_BEYOND + clock.step * len(self.source) + index,
-        )  # fmt: skip
-        images = [self.source.read(int(i)) for i in index]
-        mean, std = self.encoder.mean, self.encoder.std
-        return render(images, table, view, mean=mean, std=std, device=self.device)
+        # A file that has gone bad lends its row to the image that stands in for it.
+        _, images = self.loader.images(index)
+        position = _BEYOND + clock.step * self.samples + index
+        table = sample(view, sizes(images), seed=clock.seed, position=position, index=0)
+        loader = self.loader
+        return render(images, table, view, mean=loader.mean, std=loader.std, device=loader.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from selfsight import meters, philox
 from selfsight.data.base import Source
 from selfsight.distributed import gather
+from selfsight.errors import DataError
 from selfsight.evaluate.knn import KNN
 from selfsight.features import extract
 from selfsight.methods.base import Method, Output
@@ -64,11 +65,15 @@ class OnlineKNN:
         chosen = philox.permutation(seed, 0, Purpose.SUBSET, len(source))[:most]
         return cls(source.subset(np.sort(chosen)), size, device, precision)
 
-    def __call__(self, method: Method) -> float:
-        features = extract(
-            method.product, self.source, size=self.size, device=self.device,
-            precision="bf16" if self.precision == "bf16" else "fp32",
-        )  # fmt: skip
+    def __call__(self, method: Method) -> float | None:
+        """None where an image has gone bad: a watcher does not stop the run."""
+        try:
+            features = extract(
+                method.product, self.source, size=self.size, device=self.device,
+                precision="bf16" if self.precision == "bf16" else "fp32",
+            )  # fmt: skip
+        except DataError:
+            return None
         assert features.label is not None
         knn = KNN().fit(features.embedding, features.label)
         predicted = knn.predict(features.embedding, exclude_self=True)

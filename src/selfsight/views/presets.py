@@ -7,7 +7,7 @@ from typing import Any
 from selfsight.errors import ConfigError, suggestion
 from selfsight.views.spec import View
 
-__all__ = ["byol_views", "crops", "fitted", "simclr_view"]
+__all__ = ["adapted", "byol_views", "crops", "fitted", "simclr_view"]
 
 
 def simclr_view(strength: float = 1.0, **changes: Any) -> View:
@@ -33,16 +33,21 @@ def crops(view: View, small: int) -> list[View]:
     ]
 
 
+def adapted(size: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes to a paper's views, and what the size alone asks for: SimCLR's appendix B.9
+    leaves the blur out at 32 px, where it would hide the object."""
+    return {"blur": 0.0, **changes} if size <= 32 else dict(changes)
+
+
 def fitted(
     views: Sequence[View], size: int, multiple: int = 1, changes: Mapping[str, Any] | None = None
 ) -> list[View]:
     """A paper's views, written for 224 px, at another size and with some numbers changed."""
-    scaled = [view.scaled(size, multiple=multiple) for view in views]
-    # SimCLR's appendix B.9 leaves the blur out at 32 px, where it would hide the object.
-    small = {"blur": 0.0} if size <= 32 else {}
-    wanted = {**small, **(changes or {})}
-    known = [f.name for f in fields(View)]
-    for name in wanted:
+    known = [f.name for f in fields(View) if f.name not in ("size", "count")]
+    for name in changes or {}:
+        if name in ("size", "count"):
+            raise ConfigError(f"the views' {name} is not changed so: use --size and the method's "
+                              "options")  # fmt: skip
         if name not in known:
             raise ConfigError(f"a view has no {name}{suggestion(name, known)}")
-    return [replace(view, **wanted) for view in scaled]
+    return [replace(view.scaled(size, multiple=multiple), **(changes or {})) for view in views]
