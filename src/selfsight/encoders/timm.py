@@ -143,9 +143,9 @@ class TimmEncoder(Encoder):
         return shape.rows, shape.columns
 
     def fix_positions(self, positions: Tensor) -> None:
-        learned = self.model.pos_embed
+        learned = self.model.pos_embed if self.maskable else None
         if learned is None:
-            raise ConfigError(f"{self.name} has no position embedding to fix")
+            raise ConfigError(f"{self.name} has no positions of patches to fix; take a ViT")
         prefix = learned.shape[1] - len(positions)
         with torch.no_grad():
             learned.copy_(F.pad(positions, (0, 0, prefix, 0)))

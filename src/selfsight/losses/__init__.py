@@ -4,9 +4,11 @@ from selfsight.losses.clustering import assignment_cross_entropy, sinkhorn
 from selfsight.losses.contrastive import info_nce, nt_xent
 from selfsight.losses.distillation import negative_cosine
 from selfsight.losses.masked import patch_mse
+from selfsight.losses.precision import full_precision
 
 __all__ = [
     "assignment_cross_entropy",
+    "full_precision",
     "info_nce",
     "negative_cosine",
     "nt_xent",

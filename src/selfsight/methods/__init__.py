@@ -64,6 +64,11 @@ def create(name: str, encoder: Any, *, samples: int, **chosen: Any) -> Any:
             hint = suggestion(option, known)
             raise ConfigError(f"unknown option {option} of the method {name}{hint}")
     cls = method_class(name)
+    if cls.needs_tokens and not encoder.maskable:
+        raise ConfigError(
+            f"{name} needs patch tokens; {encoder.name} has none. "
+            "Try --encoder vit_tiny_patch16_224"
+        )
     if "samples" in inspect.signature(cls).parameters:
         chosen["samples"] = samples
     return cls(encoder, **chosen)

@@ -12,8 +12,7 @@ from selfsight.distributed import broadcast
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
 from selfsight.heads import Decoder, sincos_positions
-from selfsight.losses import patch_mse
-from selfsight.losses.precision import full_precision
+from selfsight.losses import full_precision, patch_mse
 from selfsight.masking import BLOCKS, ORDERS
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
 from selfsight.optim import Recipe
@@ -63,11 +62,9 @@ class MAE(Method):
         super().__init__(encoder)
         if not 0 < ratio < 1:
             raise ConfigError(f"mae hides a share of the patches: --method.ratio {ratio}")
-        if not encoder.maskable:
-            raise ConfigError(f"mae needs patch tokens; {encoder.name} has none. "
-                              "Try --encoder vit_tiny_patch16_224")  # fmt: skip
-        grid = encoder.grid(torch.empty(1, 3, encoder.size, encoder.size))
-        encoder.fix_positions(sincos_positions(encoder.token_dim, *grid))
+        if not encoder.pretrained:  # trained weights know their own positions
+            grid = encoder.grid(torch.empty(1, 3, encoder.size, encoder.size))
+            encoder.fix_positions(sincos_positions(encoder.token_dim, *grid))
         self.patches = nn.Unfold(encoder.multiple, stride=encoder.multiple)
         values = 3 * encoder.multiple**2
         self.decoder = Decoder(encoder.token_dim, width, depth, heads, values)
