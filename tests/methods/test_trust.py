@@ -53,11 +53,11 @@ def test_measuring_works_without_it(hostile):
 
 
 def test_the_users_own_word_loads(run, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "trusted_by_word.py").write_text(
         "from selfsight.methods.simclr import SimCLR\nclass Mine(SimCLR):\n    pass\n"
     )
     monkeypatch.chdir(tmp_path)
-    words = ["pretrain", str(run / "set.npz"), "--method", "mine:Mine", "--encoder", "test_resnet"]
+    words = ["pretrain", str(run / "set.npz"), "--method", "trusted_by_word:Mine", "--encoder", "test_resnet"]
     words += ["--epochs", "1", "--batch", "16", "--quiet", "--out", "run"]
     assert main(words) == 0
     assert main([*words, "--resume"]) == 0

@@ -153,8 +153,9 @@ def resident(words):
 def test_memory_does_not_grow_with_the_steps(tmp_path, photos):
     out = tmp_path / "run"
     asked = ("pretrain", photos, "--encoder", "test_resnet", "--batch", 4, "--epochs", 40,
-             "--method.dim", 8, "--save-every", 240, "--quiet", "--out", out)  # fmt: skip
+             "--method.dim", 8, "--save-every", 60, "--quiet", "--out", out)  # fmt: skip
     assert finish(tmp_path / "log", *asked, function=resident) == [0]
     used = [int(line) for line in (tmp_path / "run.memory").read_text().split()]
     assert len(used) == 480
-    assert max(used[360:]) - max(used[120:240]) < 4 << 20
+    # Both windows hold saves, whose memory is kept after the first.
+    assert max(used[360:]) - max(used[130:240]) < 4 << 20
