@@ -57,7 +57,14 @@ def test_the_users_own_word_loads(run, tmp_path, monkeypatch):
         "from selfsight.methods.simclr import SimCLR\nclass Mine(SimCLR):\n    pass\n"
     )
     monkeypatch.chdir(tmp_path)
-    words = ["pretrain", str(run / "set.npz"), "--method", "trusted_by_word:Mine", "--encoder", "test_resnet"]
+    words = [
+        "pretrain",
+        str(run / "set.npz"),
+        "--method",
+        "trusted_by_word:Mine",
+        "--encoder",
+        "test_resnet",
+    ]
     words += ["--epochs", "1", "--batch", "16", "--quiet", "--out", "run"]
     assert main(words) == 0
     assert main([*words, "--resume"]) == 0
