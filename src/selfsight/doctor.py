@@ -108,7 +108,9 @@ def _torch_and_torchvision() -> Finding:
 def _cores() -> Finding:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    from selfsight.machine import cores
+
+    usable = cores()
     threads = torch.get_num_threads()
     value = f"{usable} usable of {os.cpu_count()}, {threads} threads"
     if threads > usable:

@@ -60,10 +60,7 @@ def _measure(subject: Subject, arguments: argparse.Namespace) -> "dict[str, Repo
     from selfsight.features import pixels
     from selfsight.run import measure
 
-    split = evaluation_split(
-        arguments.data,
-        **opening(arguments),
-    )
+    split = evaluation_split(arguments.data, **opening(arguments))
     protocols = arguments.protocols
     reports: dict[str, Report] = {}
     if arguments.controls:
