@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from selfsight.batchnorm import SynchronisedBatchNorm, synchronise
 from selfsight.distributed import (
-    SynchronisedBatchNorm,
     agree,
     all_sum,
     any_rank,
@@ -19,7 +19,6 @@ from selfsight.distributed import (
     gather,
     process_group,
     rank,
-    synchronise,
     world,
 )
 

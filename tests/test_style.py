@@ -29,6 +29,7 @@ LAYERS = {
     "meters": "errors philox losses",
     "views": "errors philox",
     "distributed": "errors philox",
+    "batchnorm": "errors philox distributed",
     "memory": "errors philox distributed",
     "kmeans": "errors philox distributed",
     "whitening": "errors philox distributed",
@@ -38,8 +39,8 @@ LAYERS = {
     "methods.base": "errors philox views distributed optim encoders",
     # The loader hands out the batches that methods take.
     "data": "errors philox views methods.base",
-    "methods": "errors philox schedules losses heads masking views distributed memory kmeans "
-    "whitening optim encoders momentum methods.base",
+    "methods": "errors philox schedules losses heads masking views distributed batchnorm memory "
+    "kmeans whitening optim encoders momentum methods.base",
     "export": "errors encoders",
     "features": "errors philox views distributed encoders data",
     "evaluate": "errors philox schedules meters kmeans optim encoders data features",
@@ -49,8 +50,8 @@ LAYERS = {
     "presets": "errors",
     "run": "errors philox machine views encoders data methods.base methods export features "
     "evaluate diagnose presets",
-    "train": "errors philox counting machine schedules meters views distributed optim encoders "
-    "methods.base data methods export features evaluate diagnose presets run",
+    "train": "errors philox counting machine schedules losses meters views distributed batchnorm "
+    "optim encoders methods.base data methods export features evaluate diagnose presets run",
     "demo": "errors data features evaluate diagnose run selfsight",
     "doctor": "errors machine data encoders train",
     # Nothing imports the command line but `python -m selfsight`.

@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 __all__ = [
-    "SynchronisedBatchNorm",
     "agree",
     "all_sum",
     "any_rank",
@@ -27,7 +25,6 @@ __all__ = [
     "process_group",
     "rank",
     "ranks_here",
-    "synchronise",
     "world",
 ]
 
@@ -132,69 +129,3 @@ def any_rank(code: int, device: torch.device | str = "cpu") -> int:
 def barrier() -> None:
     if world() > 1:
         dist.barrier()
-
-
-class SynchronisedBatchNorm(nn.Module):
-    """BatchNorm over the samples of all ranks. torch's own refuses CPU tensors.
-
-    Parameters and buffers have the names of the layer it replaces.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, layer: _BatchNorm) -> None:
-        super().__init__()
-        self.eps, self.momentum = layer.eps, layer.momentum
-        self.weight, self.bias = layer.weight, layer.bias
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(layer, name))
-        self.training, self.tracks = layer.training, layer.running_mean is not None
-        # timm's fused layers carry their drop-out and activation as children.
-        self.after = nn.Sequential(*layer.children())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training or not self.tracks:
-            mean, var = self._statistics(x)
-        else:
-            mean, var = self.running_mean, self.running_var
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        weight = torch.ones_like(mean) if self.weight is None else self.weight
-        bias = torch.zeros_like(mean) if self.bias is None else self.bias
-        scale = weight * torch.rsqrt(var + self.eps)
-        y = x * scale.view(shape) + (bias - mean * scale).view(shape)
-        return self.after(y.to(x.dtype))  # type: ignore[no-any-return]
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = x.transpose(0, 1).flatten(1)
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        # An evaluation may run on one rank alone.
-        total = all_sum if self.training else torch.clone
-        count = total(torch.tensor(float(rows.shape[1]), device=x.device, dtype=rows.dtype))
-        mean = total(rows.sum(1)) / count
-        var = total((rows - mean[:, None]).square().sum(1)) / count
-        if self.tracks:
-            self._follow(mean, var, count)
-        return mean, var
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        self.num_batches_tracked += 1
-        unbiased = var * count / (count - 1)
-        momentum = self.momentum
-        if momentum is None:  # asks for a plain average over all batches
-            momentum = 1 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-
-
-def synchronise(module: nn.Module) -> nn.Module:
-    """Let every BatchNorm inside see the samples of all ranks."""
-    if world() == 1:
-        return module
-    if isinstance(module, _BatchNorm):
-        return SynchronisedBatchNorm(module)
-    for name, child in module.named_children():
-        setattr(module, name, synchronise(child))
-    return module

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Prototypes", "cosines", "mlp", "sincos_positions"]
+__all__ = ["Decoder", "Directions", "Prototypes", "cosines", "mlp", "sincos_positions"]
 
 LastNorm = Literal["none", "affine", "scale", "plain"]
 
@@ -18,6 +18,7 @@ def mlp(
     norm: bool = True,
     last_bias: bool = True,
     last_norm: LastNorm = "none",
+    activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """Linear layers of the given widths with (BatchNorm and) ReLU between them.
 
@@ -29,7 +30,7 @@ def mlp(
         last = i == len(widths) - 2
         layers.append(nn.Linear(n, m, bias=last_bias if last else bias))
         if not last:
-            layers += [nn.BatchNorm1d(m)] * norm + [nn.ReLU(inplace=True)]
+            layers += [nn.BatchNorm1d(m)] * norm + [activation()]
     if last_norm != "none":
         layers.append(nn.BatchNorm1d(widths[-1], affine=last_norm != "plain"))
     if last_norm == "scale":
@@ -61,6 +62,21 @@ class Prototypes(nn.Module):
     @torch.no_grad()
     def normalize(self) -> None:
         self.weight.copy_(F.normalize(self.weight, dim=1))
+
+
+class Directions(nn.Module):
+    """Cosine scores of z: (N, D) against K free vectors → (N, K): DINO's last layer.
+
+    The gradient goes through the vectors' normalisation, as weight normalisation with its
+    scale fixed at 1 has it.
+    """
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(count, dim), std=0.02))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return cosines(z, F.normalize(self.weight, dim=1))
 
 
 def sincos_positions(dim: int, rows: int, columns: int) -> Tensor:

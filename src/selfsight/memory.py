@@ -1,6 +1,7 @@
 """What methods remember between steps; buffers, so checkpoints carry them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["Bank", "Queue"]
@@ -19,6 +20,13 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("rows", torch.zeros(length, *shape))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+
+    @classmethod
+    def random(cls, length: int, dim: int) -> "Queue":
+        """Filled with random unit vectors, for losses that read it from the first step on."""
+        queue = cls(length, dim)
+        queue.push(F.normalize(torch.randn(length, dim), dim=1))
+        return queue
 
     @property
     def full(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.errors import ConfigError, suggestion
-from selfsight.schedules import cosine, warmup_cosine
+from selfsight.schedules import cosine, steps, warmup_cosine
 
 __all__ = ["LARS", "OPTIMIZERS", "Recipe", "build", "clip", "set_rates"]
 
@@ -22,7 +22,9 @@ class Recipe:
     weight_decay, weight_decay_end: decay at the start and, if it moves, at the cosine's end
     warmup: epochs of linear warm-up from the fraction `warmup_from`
     last: fraction of the rate at the end of the cosine
+    drops: shares of the run after which the rate falls to a tenth, instead of the cosine
     exempt: "1d" spares biases and norms decay and trust ratio, "none" spares nothing
+    spared_rate: their rate under LARS, whose trust ratio they lack, as a fraction of lr
     clip: largest gradient norm, of all parameters together or, with clip_each, of each
     epochs: length of the paper's run
     """
@@ -38,7 +40,9 @@ class Recipe:
     warmup: float = 10
     warmup_from: float = 0.0
     last: float = 0.0
+    drops: tuple[float, ...] = ()
     exempt: Literal["1d", "none"] = "1d"
+    spared_rate: float = 1.0
     clip: float | None = None
     clip_each: bool = False
     epochs: int = 100
@@ -131,13 +135,16 @@ def build(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer
         spared = [p for p in group["params"] if rule == "1d" and p.ndim <= 1]
         known = {id(p) for p in spared}
         rest = [p for p in group["params"] if id(p) not in known]
-        common = {"lr_scale": group.get("lr_scale", 1.0), "constant": group.get("constant", False)}
+        adaptive = recipe.optimizer in ("lars", "larc")
         for params, decays in ((rest, True), (spared, False)):
-            if params:
-                part = {"params": params, "decay": group.get("decay"), "decays": decays, **common}
-                if recipe.optimizer in ("lars", "larc"):
-                    part["adapt"] = decays
-                parts.append(part)
+            part = {
+                "params": params, "lr_scale": group.get("lr_scale", 1.0), "decays": decays,
+                "decay": group.get("decay"), "constant": group.get("constant", False),
+            }  # fmt: skip
+            if adaptive:
+                part["adapt"] = decays
+                part["lr_scale"] *= 1.0 if decays else recipe.spared_rate
+            parts += [part] if params else []
     return OPTIMIZERS[recipe.optimizer](parts, recipe)
 
 
@@ -145,7 +152,10 @@ def set_rates(
     optimizer: torch.optim.Optimizer, recipe: Recipe, lr: float, step: int, total: int, warmup: int
 ) -> float:
     """Set every group's rate and decay for this step; returns the rate."""
-    factor = warmup_cosine(step, total, warmup, first=recipe.warmup_from, last=recipe.last)
+    if recipe.drops and step >= warmup:
+        factor = steps(step / total, recipe.drops)
+    else:
+        factor = warmup_cosine(step, total, warmup, first=recipe.warmup_from, last=recipe.last)
     end = recipe.weight_decay if recipe.weight_decay_end is None else recipe.weight_decay_end
     decay = cosine(recipe.weight_decay, end, step / total)
     for group in optimizer.param_groups:

@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
     SYNTHETIC = 9
     BOOTSTRAP = 10
     SUBSET = 11
+    SHUFFLE = 12
 
 
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:

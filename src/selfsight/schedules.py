@@ -1,8 +1,9 @@
 """Schedules: pure functions of progress in [0, 1]."""
 
 import math
+from collections.abc import Sequence
 
-__all__ = ["cosine", "linear", "warmup_cosine"]
+__all__ = ["cosine", "linear", "steps", "warmup_cosine"]
 
 
 def linear(start: float, end: float, progress: float) -> float:
@@ -12,6 +13,11 @@ def linear(start: float, end: float, progress: float) -> float:
 def cosine(start: float, end: float, progress: float) -> float:
     """Half a cosine from start to end; 1 − (1 − m₀)(1 + cos πk/K)/2 is cosine(m₀, 1, k/K)."""
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def steps(progress: float, drops: Sequence[float]) -> float:
+    """Factor on the base rate: a tenth for each of `drops` that has been passed."""
+    return 0.1 ** sum(progress >= drop for drop in drops)
 
 
 def warmup_cosine(

@@ -12,14 +12,24 @@ from selfsight.train.loop import Engine, Plan
 from selfsight.train.sweep import Sweeper
 
 SMALL = {
+    "barlow_twins": {"hidden": 16, "dim": 8},
     "byol": {"hidden": 16, "dim": 8},
     "deepcluster_v2": {"clusters": 5, "hidden": 16, "dim": 8, "multi_crop": 2},
+    "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "multi_crop": 2, "freeze": 0.5},
     "mae": {"depth": 1, "width": 16, "heads": 2},
+    "moco_v1": {"queue": 24, "dim": 8, "groups": 4, "momentum": 0.9},
+    "moco_v2": {"queue": 24, "dim": 8, "groups": 4, "momentum": 0.9},
     "simclr": {"dim": 8},
+    "simsiam": {"hidden": 16, "dim": 16, "bottleneck": 8},
     "swav": {"prototypes": 6, "hidden": 16, "dim": 8, "multi_crop": 2, "queue": 16,
              "queue_from": 0, "freeze": 0.5},
+    "vicreg": {"hidden": 16, "dim": 8},
 }  # fmt: skip
 
+# Whether views of one resolution share a BatchNorm pass (METHODS without entry have none).
+SHARED = {"barlow_twins": False, "byol": False, "deepcluster_v2": True, "dino": True,
+          "moco_v1": False, "moco_v2": False, "simclr": True, "simsiam": False, "swav": True,
+          "vicreg": False}  # fmt: skip
 NEEDS_TOKENS = {"mae"}
 BATCH, SAMPLES, SIZE = 16, 48, 64
 

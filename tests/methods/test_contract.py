@@ -1,10 +1,16 @@
-"""What every method of the catalogue promises."""
+"""What every method of the catalogue promises; a new one is tested by its line in cases.py."""
 
 import copy
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from cases import SMALL, batch, clock, encoders, engine, make, sweep, train
+from cases import NEEDS_TOKENS, SHARED, SMALL, batch, clock, encoders, engine, make, sweep, train
+from safetensors.torch import load_file
 
 from selfsight import methods
 from selfsight.errors import ConfigError
@@ -12,9 +18,10 @@ from selfsight.methods.base import Output
 from selfsight.train.checkpoint import optimizer_tensors, restore_optimizer
 
 CASES = [(name, encoder) for name in methods.METHODS for encoder in encoders(name)]
+HERE = Path(__file__).parent
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
-pytestmark = pytest.mark.parametrize(("name", "encoder"), CASES)
+each = pytest.mark.parametrize(("name", "encoder"), CASES)
 
 
 def prepared(name, encoder, **options):
@@ -27,6 +34,7 @@ def snapshot(method):
     return {key: value.clone() for key, value in method.state_dict().items()}
 
 
+@each
 def test_the_loss_is_finite_and_reaches_every_trainable_parameter(name, encoder):
     method = prepared(name, encoder)
     with torch.no_grad():
@@ -43,6 +51,7 @@ def test_the_loss_is_finite_and_reaches_every_trainable_parameter(name, encoder)
     assert [key for key, p in named.items() if not p.grad.abs().sum() > 0] == []
 
 
+@each
 def test_forward_changes_nothing_but_batchnorm_statistics(name, encoder):
     method = prepared(name, encoder)
     before = snapshot(method)
@@ -51,6 +60,7 @@ def test_forward_changes_nothing_but_batchnorm_statistics(name, encoder):
     assert all(key.endswith(STATISTICS) for key in changed)
 
 
+@each
 def test_forward_is_a_function_of_its_arguments(name, encoder):
     method = prepared(name, encoder)
     first = method(batch(method), clock(0)).loss
@@ -58,10 +68,11 @@ def test_forward_is_a_function_of_its_arguments(name, encoder):
     assert not torch.equal(first, method(batch(method, step=1), clock(0)).loss)
 
 
+@each
 def test_frozen_parameters_get_no_gradient_yet_teachers_move(name, encoder):
     method = prepared(name, encoder)
     before = snapshot(method)
-    train(method, 2)
+    train(method, 3)
     frozen = [key for key, p in method.named_parameters() if not p.requires_grad]
     assert all(dict(method.named_parameters())[key].grad is None for key in frozen)
     teacher = [key for key in frozen if key.startswith("teacher.")]
@@ -69,6 +80,7 @@ def test_frozen_parameters_get_no_gradient_yet_teachers_move(name, encoder):
     assert len(moved) == len(teacher)
 
 
+@each
 def test_a_rejected_step_leaves_no_trace(name, encoder):
     method = make(name, encoder)
     running, _ = train(method, 1)
@@ -85,6 +97,7 @@ def test_a_rejected_step_leaves_no_trace(name, encoder):
         assert torch.equal(value, state[key]), key
 
 
+@each
 def test_saved_and_loaded_it_takes_the_same_next_step(name, encoder):
     method = make(name, encoder)
     running, _ = train(method, 4)
@@ -101,6 +114,7 @@ def test_saved_and_loaded_it_takes_the_same_next_step(name, encoder):
         assert torch.equal(value, other.state_dict()[key]), key
 
 
+@each
 def test_the_loss_falls_on_a_repeated_batch(name, encoder):
     method = prepared(name, encoder)
     data = batch(method)
@@ -115,6 +129,7 @@ def test_the_loss_falls_on_a_repeated_batch(name, encoder):
     assert min(losses[-3:]) < losses[0] - 1e-3
 
 
+@each
 def test_accumulation_runs_the_hooks_once(name, encoder):
     method = make(name, encoder)
     calls = []
@@ -128,9 +143,11 @@ def test_accumulation_runs_the_hooks_once(name, encoder):
     _, steps = train(method, 2, micros=2)
     assert all(step.output is not None for step in steps)
     assert len(calls) == 2
-    assert all(length == 16 for call in calls for length in call.values())
+    # A row per sample, or one per part.
+    assert all(length in (16, 2) for call in calls for length in call.values())
 
 
+@each
 def test_autocast_keeps_the_loss_in_float32(name, encoder):
     method = make(name, encoder)
     _, (step,) = train(method, 1, precision="bf16")
@@ -140,6 +157,7 @@ def test_autocast_keeps_the_loss_in_float32(name, encoder):
     assert step.loss == pytest.approx(full.loss, rel=0.05)
 
 
+@each
 def test_training_twice_is_bit_equal(name, encoder):
     states = []
     for _ in range(2):
@@ -149,13 +167,80 @@ def test_training_twice_is_bit_equal(name, encoder):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@each
 def test_the_product_is_an_encoder_of_its_own(name, encoder):
     method = make(name, encoder)
     h = copy.deepcopy(method.product).eval()(torch.zeros(2, 3, 64, 64))
     assert h.shape == (2, method.product.dim)
 
 
+@each
 def test_a_wrong_option_is_named(name, encoder):
     with pytest.raises(ConfigError, match=rf"unknown option nonsense of the method {name}"):
         make(name, encoder, nonsense=1)
     assert name in SMALL
+
+
+@each
+def test_an_image_of_the_wrong_size_is_one_clear_line(name, encoder):
+    method = prepared(name, encoder)
+    data = batch(method)
+    data.views[:] = [x[:, :, :50, :50] for x in data.views]
+    if method.encoder.multiple == 1:  # a CNN takes any size
+        assert method(data, clock(0)).loss.isfinite()
+    else:
+        with pytest.raises(ConfigError, match="multiple"):
+            method(data, clock(0))
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in NEEDS_TOKENS])
+def test_whether_the_second_view_changes_the_first_projection(name):
+    """Which views share one BatchNorm pass is a fact of each method."""
+    method = prepared(name, "test_resnet")
+    data = batch(method)
+    z = method(data, clock(0)).projections[0]
+    data.views[1] = data.views[1].flip(0) * 2
+    other = method(data, clock(0)).projections[0]
+    assert torch.equal(z, other) is not SHARED[name]
+
+
+def launch(folder, world):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+    path = {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, HERE / "ranks.py", folder],
+            env={**os.environ, **group, **path, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    for process in ranks:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    for world in (1, 2, 4):
+        launch(folder, world)
+    return folder
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_ranks_do_not_change_the_result(folder, name, world):
+    """Some steps in float64 with distinct data per rank."""
+    alone = load_file(folder / f"{name}-1.safetensors")
+    together = load_file(folder / f"{name}-{world}.safetensors")
+    assert alone.keys() == together.keys()
+    for key, value in alone.items():
+        if not value.numel():
+            continue
+        difference = (value.double() - together[key].double()).norm(torch.inf)
+        assert difference <= 1e-9 * value.double().norm(torch.inf) + 1e-15, key

@@ -69,6 +69,9 @@ class TimmEncoder(Encoder):
         return pool
 
     def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if height % self.multiple or width % self.multiple:
+            raise _not_multiples(self.name, self.multiple, height, width)
         h: Tensor = self.model(x)
         return h
 
@@ -264,6 +267,12 @@ class _Shape:
     columns: int
 
 
+def _not_multiples(name: str, patch: int, height: int, width: int) -> ConfigError:
+    return ConfigError(
+        f"{name} takes images whose sides are multiples of {patch} pixels, got {height} × {width}"
+    )
+
+
 @functools.lru_cache(maxsize=256)
 def _shape(name: str, settings: str, height: int, width: int) -> _Shape:
     """What comes out of a model for images of height × width, without computing it."""
@@ -272,10 +281,7 @@ def _shape(name: str, settings: str, height: int, width: int) -> _Shape:
             model: Any = timm.create_model(name, num_classes=0, **json.loads(settings)).eval()
             patch = _patch(model)
             if height % patch or width % patch:
-                raise ConfigError(
-                    f"{name} takes images whose sides are multiples of {patch} pixels, "
-                    f"got {height} × {width}"
-                )
+                raise _not_multiples(name, patch, height, width)
             x = torch.empty(1, 3, height, width)
             features, dim = model.forward_features(x), model(x).shape[-1]
     except ConfigError:

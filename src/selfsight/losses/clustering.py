@@ -33,14 +33,14 @@ def sinkhorn(
     # Q's rows are held relative to their largest entry, and u to that of a cosine, 1, so
     # that nothing leaves float32's range at small ε.
     top = scores.amax(1, keepdim=True)
-    q = torch.exp((scores - top) / epsilon)
+    q = (scores - top).div_(epsilon).exp_()
     if not iterations:
         return q / q.sum(1, keepdim=True)
     u = torch.exp((top[:, 0] - 1) / epsilon)
     for _ in range(iterations):
         v = 1 / all_sum(u @ q).clamp_min(torch.finfo(q.dtype).tiny)
         u = 1 / (q @ v)
-    return u[:, None] * q * v
+    return q.mul_(u[:, None]).mul_(v)
 
 
 @full_precision

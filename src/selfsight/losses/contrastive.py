@@ -1,12 +1,18 @@
 """Losses that tell a sample's other view from the rest."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from selfsight.losses.precision import full_precision
 
-__all__ = ["info_nce", "nt_xent"]
+__all__ = ["info_nce", "nt_xent", "queue_nce"]
+
+# Logits held at once: 8 MiB in float32, which stays in a CPU's last cache.
+_CHUNK = 1 << 21
 
 
 @full_precision
@@ -22,12 +28,11 @@ def info_nce(
 
     anchors: (N, D); candidates: (M, D); positive: (N,) the positive's row in candidates;
     exclude: (N,) a row of candidates that is no candidate for this anchor: itself.
+    Many anchors are taken in chunks, so that no N×M matrix is held; that form has a first
+    derivative only.
     """
-    similarity = F.normalize(anchors, dim=1) @ F.normalize(candidates, dim=1).T / temperature
-    if exclude is not None:
-        # −inf, not a large negative number: at low temperature that number is in range.
-        similarity = similarity.scatter(1, exclude[:, None], -torch.inf)
-    return F.cross_entropy(similarity, positive)
+    a, c = F.normalize(anchors, dim=1) / temperature, F.normalize(candidates, dim=1)
+    return _cross_entropy(a, c, positive, exclude, None)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
@@ -35,3 +40,86 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
     z = torch.cat([z1, z2])
     own = torch.arange(len(z), device=z.device)
     return info_nce(z, z, own.roll(len(z1)), temperature=temperature, exclude=own)
+
+
+@full_precision
+def queue_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float = 0.07) -> Tensor:
+    """MoCo's loss (He et al. 2020): mean of −log softmax_0([q̂·k̂, q̂·Q̂]/τ).
+
+    q, k: (N, D), row for row a query and its key; queue: (K, D), the negatives of all.
+    """
+    q = F.normalize(q, dim=1) / temperature
+    own = (q * F.normalize(k, dim=1)).sum(1, keepdim=True)
+    first = torch.zeros(len(q), dtype=torch.long, device=q.device)
+    return _cross_entropy(q, F.normalize(queue, dim=1), first, None, own)
+
+
+def _cross_entropy(
+    a: Tensor, c: Tensor, positive: Tensor, exclude: Tensor | None, own: Tensor | None
+) -> Tensor:
+    if len(a) * len(c) <= _CHUNK:
+        return F.cross_entropy(_logits(a, c, exclude, own), positive)
+    loss: Tensor = _Chunked.apply(a, c, positive, exclude, own)
+    return loss
+
+
+def _logits(a: Tensor, c: Tensor, exclude: Tensor | None, own: Tensor | None) -> Tensor:
+    """(N, M) products, or (N, 1 + M) where each row begins with a logit of its own."""
+    s = a @ c.T
+    if exclude is not None:
+        # −inf, not a large negative number: at low temperature that number is in range.
+        s = s.scatter_(1, exclude[:, None], -torch.inf)
+    return s if own is None else torch.cat([own, s], 1)
+
+
+class _Chunked(torch.autograd.Function):
+    """Cross-entropy of the logits a few anchors at a time.
+
+    The gradient is formed in the same sweep: backward only scales it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        a: Tensor,
+        c: Tensor,
+        positive: Tensor,
+        exclude: Tensor | None,
+        own: Tensor | None,
+    ) -> Tensor:
+        n, m = len(a), len(c)
+        needed = (ctx.needs_input_grad[i] for i in (0, 1, 4))
+        da, dc, down = (
+            torch.zeros_like(x) if x is not None and need else None
+            for x, need in zip((a, c, own), needed, strict=True)
+        )
+        loss = a.new_zeros(())
+        size = max(1, _CHUNK // m)
+        for start in range(0, n, size):
+            rows = slice(start, start + size)
+            at = positive[rows, None]
+            log_p = _logits(
+                a[rows],
+                c,
+                None if exclude is None else exclude[rows],
+                None if own is None else own[rows],
+            ).log_softmax(1)
+            hit = log_p.gather(1, at)
+            loss -= hit.sum()
+            # The gradient with respect to the logits: p − 1 at the positive, p elsewhere.
+            g = log_p.exp_().scatter_(1, at, hit.expm1())
+            if da is not None:
+                torch.mm(g[:, -m:], c, out=da[rows])
+            if dc is not None:
+                dc.addmm_(g[:, -m:].T, a[rows])
+            if down is not None:
+                down[rows] = g[:, :1]
+        ctx.save_for_backward(da, dc, down)
+        ctx.n = n
+        return loss / n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        da, dc, down = (g if g is None else g * (grad / ctx.n) for g in ctx.saved_tensors)
+        return da, dc, None, None, down

@@ -11,11 +11,17 @@ from typing import Any
 from selfsight.errors import ConfigError, suggestion
 
 METHODS = {
+    "barlow_twins": "selfsight.methods.barlow_twins:BarlowTwins",
     "byol": "selfsight.methods.byol:BYOL",
     "deepcluster_v2": "selfsight.methods.deepcluster_v2:DeepClusterV2",
+    "dino": "selfsight.methods.dino:DINO",
     "mae": "selfsight.methods.mae:MAE",
+    "moco_v1": "selfsight.methods.moco_v1:MoCoV1",
+    "moco_v2": "selfsight.methods.moco_v2:MoCoV2",
     "simclr": "selfsight.methods.simclr:SimCLR",
+    "simsiam": "selfsight.methods.simsiam:SimSiam",
     "swav": "selfsight.methods.swav:SwAV",
+    "vicreg": "selfsight.methods.vicreg:VICReg",
 }
 
 DEFAULT = "simclr"
@@ -83,13 +89,15 @@ def describe(name: str) -> dict[str, Any]:
     cls = method_class(name)
     module = inspect.getmodule(cls)
     assert module is not None
-    title, _, cited = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+    title, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+    cited, _, equation = rest.partition("\nLoss: ")
     with torch.device("meta"):
         example = create(name, create_encoder("vit_tiny_patch16_224"), samples=1_281_167)
     return {
         "name": name,
         "title": title,
         "paper": " ".join(cited.split()),
+        "equation": " ".join(equation.split()),
         "options": {p.name: p.default for p in options(name).values()},
         "help": inspect.cleandoc(cls.__doc__ or ""),
         "views": [dataclasses.asdict(view) for view in example.views],

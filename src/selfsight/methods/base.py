@@ -1,7 +1,7 @@
 """What every method is made of: a batch and a clock go in, an output comes out."""
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from selfsight.optim import Recipe
 from selfsight.philox import Purpose
 from selfsight.views.spec import View
 
-__all__ = ["Batch", "Clock", "Key", "Method", "Output", "Sweep", "pairs", "per_resolution"]
+__all__ = ["Batch", "Clock", "Key", "Method", "Output", "Sweep", "apart", "pairs", "per_resolution"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class Output:
-    """embedding: h, (N, D); projections: one z per view; carry: per-sample tensors that
-    `after_step` is to remember; metrics: scalars worth logging."""
+    """embedding: h, (N, D); projections: one z per view; carry: what `after_step` is to
+    remember, a row per sample or one row; metrics: scalars worth logging."""
 
     loss: Tensor
     embedding: Tensor
@@ -124,6 +124,21 @@ class Method(nn.Module, abc.ABC):
     def product(self) -> Encoder:
         """The encoder that is exported."""
         return self.encoder
+
+
+def apart(
+    groups: list[dict[str, Any]], params: Iterable[nn.Parameter], *, lr_scale: float = 1.0,
+    **facts: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The groups with some parameters moved into groups of their own, which say `facts`."""
+    chosen = {id(p) for p in params}
+    kept = [{**g, "params": [p for p in g["params"] if id(p) not in chosen]} for g in groups]
+    moved = [
+        {**g, **facts, "params": [p for p in g["params"] if id(p) in chosen],
+         "lr_scale": g.get("lr_scale", 1.0) * lr_scale}
+        for g in groups
+    ]  # fmt: skip
+    return [g for g in kept + moved if g["params"]]
 
 
 def per_resolution(network: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """BYOL: predict a slow copy's projection of the other view; no negatives.
 
 Grill et al. 2020, https://arxiv.org/abs/2006.07733
+Loss: Σ over both directions of 2 − 2 cos(p, t)
 """
 
 import copy

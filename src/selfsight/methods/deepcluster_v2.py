@@ -1,6 +1,7 @@
 """DeepCluster-v2: classify every view into the clusters of the last epoch's embeddings.
 
 Caron et al. 2020, appendix D of https://arxiv.org/abs/2006.09882
+Loss: −log softmax(ẑ·c/τ) at the cluster of the last epoch's embedding, mean over views, heads
 """
 
 import torch

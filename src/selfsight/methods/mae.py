@@ -1,6 +1,7 @@
 """MAE: hide most patches, encode the rest, paint what was hidden.
 
 He et al. 2021, https://arxiv.org/abs/2111.06377
+Loss: mean over hidden patches of ‖predicted − true‖² / values per patch
 """
 
 from typing import Literal

@@ -1,6 +1,7 @@
 """SimCLR: pull two views of an image together, push all other images of the batch away.
 
 Chen et al. 2020, https://arxiv.org/abs/2002.05709; v2: https://arxiv.org/abs/2006.10029
+Loss: Σ over both directions of −log exp(s(i,i⁺)/τ) / Σ_{k≠i} exp(s(i,k)/τ), s the cosine of z
 """
 
 from typing import Literal

@@ -1,6 +1,7 @@
 """SwAV: predict a view's cluster assignment from another view.
 
 Caron et al. 2020, https://arxiv.org/abs/2006.09882
+Loss: mean over pairs of −Σ_k q_k log softmax(ẑ·c/τ)_k, q balanced by Sinkhorn and Knopp
 """
 
 import torch

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from selfsight import optim, philox
-from selfsight.distributed import agree, all_sum, any_rank, gather, rank, synchronise, world
+from selfsight.batchnorm import synchronise
+from selfsight.distributed import agree, all_sum, any_rank, gather, rank, world
 from selfsight.errors import Diverged, Stopped
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
 from selfsight.optim import Recipe

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from selfsight.errors import ConfigError, suggestion
 from selfsight.views.spec import View
 
-__all__ = ["adapted", "byol_views", "crops", "fitted", "simclr_view"]
+__all__ = ["adapted", "byol_views", "crops", "fitted", "moco_view", "simclr_view"]
 
 
 def simclr_view(strength: float = 1.0, **changes: Any) -> View:
@@ -15,6 +15,13 @@ def simclr_view(strength: float = 1.0, **changes: Any) -> View:
     s = strength
     view = View(jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s))
     return replace(view, **changes)
+
+
+def moco_view(version: Literal[1, 2]) -> View:
+    """MoCo v1's, or v2's with blur and a stronger jitter, also SimSiam's."""
+    if version == 1:
+        return View(crop=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, blur=0.0)
+    return View(crop=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1))
 
 
 def byol_views() -> list[View]:
