@@ -1,63 +1,299 @@
-"""Writes docs/methods.md from what the methods say of themselves: python docs/generate.py"""
+"""Writes docs/methods.md, docs/methods/ and docs/coverage.md: python docs/generate.py
 
+What the methods say of themselves, what benchmarks/results/learn.json measured of them, and
+what docs/coverage.toml says of the slides' rows.
+"""
+
+import functools
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
+from selfsight.cli.methods import summary
 from selfsight.cli.values import annotation, expects, shown
-from selfsight.methods import DEFAULT, METHODS, describe, options
+from selfsight.methods import DEFAULT, METHODS, describe, method_class, options
 
-PAGE = Path(__file__).with_name("methods.md")
+DOCS = Path(__file__).parent
+MEASURED = DOCS.parent / "benchmarks" / "results" / "learn.json"
 
-_INTRODUCTION = f"""\
+_MARK = "<!-- Written by docs/generate.py; change the methods' own words and run it again. -->"
+_COVERAGE_MARK = "<!-- Written by docs/generate.py; change docs/coverage.toml and run it again. -->"
+
+_INDEX = f"""\
 # Methods
 
-<!-- Written by docs/generate.py; change the methods' own words and run it again. -->
+{_MARK}
 
-`selfsight methods` lists them and `selfsight methods NAME` prints what is below. An option is
-given as `--method.OPTION VALUE` or, in Python, as `options={{"OPTION": VALUE}}`. Without
-`--method` a run uses `{DEFAULT}`.
+`selfsight methods` lists them and `selfsight methods NAME` prints most of what is on a method's
+page. An option is given as `--method.OPTION VALUE` or, in Python, as
+`options={{"OPTION": VALUE}}`. Without `--method` a run uses `{DEFAULT}`.
 
 The views are the paper's, written for images of 224 pixels; at another `--size` every side
 scales with it, and at 32 pixels or less the blur is left out. `--view.FIELD VALUE` changes a
 number of all views; operators that are off in every view are not shown. The recipe is the
 paper's too, and `epochs` is the length of the paper's run: yours has 100 unless you say
 otherwise. `--lr`, `--weight-decay`, `--warmup` and `--optimizer` replace the other numbers.
-[add-a-method.md](add-a-method.md) tells how to write one more.
+[add-a-method.md](add-a-method.md) tells how to write one more, and
+[coverage.md](coverage.md) which published tables these run.
+"""
+
+_COVERAGE = f"""\
+# Coverage
+
+{_COVERAGE_MARK}
+
+The slides that this library sets out to reproduce compare methods in 306 rows of tables, S1 to
+S306 in their order. For each: the commands that run it, or what it waits for.
+
+The data are yours. `imagenet`, `imagenet100`, `tinyimagenet`, `places205` and `inaturalist18` are
+folders with `train/` and `val/`; the other sets are [known by name](data.md). `--pretrained`
+takes timm's weights from this machine's Hugging Face cache. Flags give the papers' settings as far
+as these are known, and the method's own [recipe](methods.md) the rest. The linear probe is
+[ours](evaluate.md#protocols), a logistic regression on embeddings of central crops, where the
+papers train one by SGD on augmented crops. The tests put every command through
+the command line's own parser and build its method; at this size the trainings take days and have
+not been run. What has been measured is on the [methods' pages](methods.md).
 """
 
 # These mean nothing while the other, by which they are switched on, is zero.
 _OWNED = {"jitter": "jitter_p", "blur_sigma": "blur"}
 _RANGES = ("crop", "ratio", "blur_sigma")
 # Numbers of a recipe that one optimizer reads and another does not.
-_UNREAD = {"adamw": {"momentum"}, "larc": {"betas"}, "lars": {"betas"}, "sgd": {"betas"}}
+_UNREAD = {
+    "adamw": {"momentum", "spared_rate"},
+    "larc": {"betas"},
+    "lars": {"betas"},
+    "sgd": {"betas", "spared_rate"},
+}
+_STATES = {
+    "now": "have commands for all of it",
+    "in part": "have commands for a part of it",
+    "later": "wait for a part of this library",
+    "external": "need weights or results of others",
+}
 
 
-def methods_page() -> str:
-    """The whole page."""
-    return "\n".join([_INTRODUCTION, *(_section(name) for name in sorted(METHODS))])
+@functools.cache
+def pages() -> dict[Path, str]:
+    """Every generated page and its text."""
+    rows = [row for _, table in tables() for row in table]
+    texts = {DOCS / "methods.md": _index(), DOCS / "coverage.md": _coverage()}
+    for name in sorted(METHODS):
+        texts[DOCS / "methods" / f"{name}.md"] = _method(name, rows)
+    return texts
 
 
-def _section(name: str) -> str:
+def stale(folder: Path = DOCS) -> list[str]:
+    """Generated pages in `folder` that are missing, out of date, or of no method."""
+    texts = {path.relative_to(DOCS): text for path, text in pages().items()}
+    old = [
+        path
+        for path, text in texts.items()
+        if not (folder / path).is_file() or (folder / path).read_text(encoding="utf-8") != text
+    ]
+    found = [path.relative_to(folder) for path in (folder / "methods").glob("*")]
+    return sorted(map(str, {*old, *(path for path in found if path not in texts)}))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the slides.
+
+    commands: lines, in which a $NAME takes each of the values in `each`
+    python: an expression instead
+    lacks: what of a row that runs cannot be measured yet
+    later, external: what a row that does not run waits for
+    same: the row that this one repeats
+    """
+
+    id: int
+    what: str
+    commands: tuple[str, ...] = ()
+    each: tuple[dict[str, Any], ...] = ()
+    python: str = ""
+    lacks: str = ""
+    later: str = ""
+    external: str = ""
+    same: int | None = None
+
+    @property
+    def state(self) -> str:
+        if self.later or self.external:
+            return "later" if self.later else "external"
+        return "in part" if self.lacks else "now"
+
+    def lines(self) -> Iterator[str]:
+        """The commands as a shell would run them."""
+        for values in self.each or ({},):
+            for command in self.commands:
+                yield Template(command).substitute(values)
+
+    def uses(self, method: str) -> bool:
+        return any(re.search(rf"--method {method}(?!\w)", command) for command in self.commands)
+
+
+def tables(path: Path = DOCS / "coverage.toml") -> list[tuple[dict[str, Any], list[Row]]]:
+    """Each table with its rows."""
+    with path.open("rb") as file:
+        found = tomllib.load(file)["table"]
+    rows: dict[int, Row] = {}
+    for table in found:
+        for facts in table["rows"]:
+            rows[facts["id"]] = _row(table, facts, rows)
+    return [(table, [rows[facts["id"]] for facts in table["rows"]]) for table in found]
+
+
+def _row(table: dict[str, Any], facts: dict[str, Any], earlier: dict[int, Row]) -> Row:
+    kinds = {"pretrain", "evaluate", "command", "python", "same", "later", "external"} & set(facts)
+    strange = set(facts) - kinds - {"id", "what", "each", "lacks"}
+    if len(kinds) != 1 or strange:
+        raise ValueError(f"S{facts['id']} says {sorted(kinds)}, {sorted(strange)}: one is needed")
+    (kind,) = kinds
+    own = facts[kind]
+    if kind == "same":
+        row = earlier[own]
+        return Row(**{**vars(row), "id": facts["id"], "same": own})
+    if kind in ("python", "later", "external"):
+        return Row(facts["id"], facts["what"], **{kind: own})
+    lacks = facts.get("lacks") or table.get("lacks", "")
+    if kind == "evaluate":
+        lines = [f"selfsight evaluate {own} {where}" for where in table["evaluate"]]
+        return Row(facts["id"], facts["what"], tuple(lines), lacks=lacks)
+    each = tuple(facts.get("each") or table.get("each", ()))
+    lines = own if kind == "command" else list(_runs(table, facts, each))
+    if len(each) == 1:
+        lines, each = [Template(line).substitute(each[0]) for line in lines], ()
+    return Row(facts["id"], facts["what"], tuple(lines), each, lacks=lacks)
+
+
+def _runs(
+    table: dict[str, Any], facts: dict[str, Any], each: tuple[dict[str, Any], ...]
+) -> Iterator[str]:
+    """A training and its measurements, for each run of a row."""
+    runs = [facts["pretrain"]] if isinstance(facts["pretrain"], str) else facts["pretrain"]
+    for number, words in enumerate(runs, 1):
+        out = f"runs/s{facts['id']}" + (f"-{number}" if len(runs) > 1 else "")
+        out += f"-${next(iter(each[0]))}" if len(each) > 1 else ""
+        yield " ".join(
+            ["selfsight pretrain", *f"{table['pretrain']} {words}".split(), "--out", out]
+        )
+        for where in table["evaluate"]:
+            yield f"selfsight evaluate {out} {where}"
+
+
+def _coverage() -> str:
+    found = tables()
+    states = Counter(row.state for _, table in found for row in table)
+    total = sum(states.values())
+    counts = [(str(states[state]), words) for state, words in _STATES.items()]
+    parts = [_COVERAGE, _table(("of the rows", ""), [*counts, (str(total), "in all")])]
+    deck = None
+    for table, rows in found:
+        if table["deck"] != deck:
+            deck = table["deck"]
+            parts.append(f"## Deck {deck}")
+        cells = [(f"S{row.id}", row.what, row.state, _how(row)) for row in rows]
+        parts += [f"### {table['title']}", _table(("row", "what", "runs", "how"), cells)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _how(row: Row) -> str:
+    """Commands, or what is missing, in one cell."""
+    if row.later or row.external:
+        return f"needs {row.later or row.external}"
+    if row.same is not None:
+        return f"as S{row.same}"
+    lines = [f"`{line}`" for line in (row.python, *row.commands) if line]
+    if row.each:
+        names = ", ".join(f"`${name}`" for name in row.each[0])
+        values = [", ".join(map(str, values.values())) for values in row.each]
+        lines.append(f"with {names} = {'; '.join(values)}")
+    if row.lacks:
+        lines.append(f"still needs {row.lacks}")
+    return "<br>".join(lines)
+
+
+def _index() -> str:
+    rows = []
+    for name in sorted(METHODS):
+        line = summary(name, method_class(name))
+        scores = [_percent(fact["knn"]) for fact in _measured(name) if fact.get("knn")]
+        link = f"[`{name}`](methods/{name}.md)"
+        rows.append((link, line["title"], line["year"], line["what"], "; ".join(scores) or "–"))
+    columns = ("name", "title", "year", "what", "kNN, %")
+    return f"{_INDEX}\n{_table(columns, rows)}\n"
+
+
+def _method(name: str, rows: list[Row]) -> str:
     facts = describe(name)
     kinds = {option: annotation(p) for option, p in options(name).items()}
+    numbers = [f"S{row.id}" for row in rows if row.uses(name)]
     parts = [
-        f"## {name}",
+        f"# {name}\n\n{_MARK}",
         facts["title"],
         facts["paper"],
+        *([f"Loss: `{facts['equation']}`"] if facts["equation"] else []),
         _help(facts["help"]),
-        "**Options**",
+        "## Options",
         _table(
             ("option", "default", "takes"),
             [(f"`{o}`", f"`{shown(v)}`", expects(kinds[o])) for o, v in facts["options"].items()],
         ),
-        "**Views**",
+        "## Views",
         _views(facts["views"]),
-        "**Recipe**",
+        "## Recipe",
         _recipe(facts["recipe"]),
-        "**Differs from the paper**",
+        "## Differs from the paper",
         "\n".join(f"- {text}" for text in facts["deviations"]) or "Nothing on record.",
+        "## Measured",
+        _results(_measured(name)),
+        "## Slide rows",
+        f"[Runs](../coverage.md) {', '.join(numbers)}." if numbers else "None.",
+        "All methods: [methods.md](../methods.md).",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _measured(name: str) -> list[dict[str, Any]]:
+    """The rows of the learning benchmark that concern a method."""
+    if not MEASURED.is_file():
+        return []
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return [fact for fact in found if fact["method"] == name]
+
+
+def _results(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return "Not yet measured."
+    rows = [
+        (
+            fact["name"],
+            fact["encoder"],
+            str(_count(fact["seeds"])),
+            f"{fact['views']:,}",
+            *(_percent(fact[kind]) if fact.get(kind) else "–" for kind in ("knn", "linear")),
+            "yes" if fact["passes"] else "no",
+        )
+        for fact in found
+    ]
+    columns = ("run", "encoder", "seeds", "views seen", "kNN, %", "linear, %", "above its controls")
+    return _table(columns, rows)
+
+
+def _count(seeds: int | list[int]) -> int:
+    return seeds if isinstance(seeds, int) else len(seeds)
+
+
+def _percent(score: dict[str, float]) -> str:
+    """The mean over seeds, and its interval."""
+    mean, low, high = (100 * score[name] for name in ("mean", "low", "high"))
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _help(text: str) -> str:
@@ -81,8 +317,9 @@ def _views(views: list[dict[str, Any]]) -> str:
 
 def _recipe(recipe: dict[str, Any]) -> str:
     unread = {"clip_each"} if recipe["clip"] is None else set()
-    unread |= _UNREAD[recipe["optimizer"]]
-    rows = [(k, _short(v)) for k, v in recipe.items() if v is not None and k not in unread]
+    unread |= _UNREAD[recipe["optimizer"]] | ({"last"} if recipe["drops"] else set())
+    unread |= {"spared_rate"} if recipe["exempt"] == "none" else set()
+    rows = [(k, _short(v)) for k, v in recipe.items() if v not in (None, ()) and k not in unread]
     return _table(("number", "value"), rows)
 
 
@@ -96,5 +333,14 @@ def _short(value: Any, span: bool = False) -> str:
     return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
+def _write() -> None:
+    texts = pages()
+    (DOCS / "methods").mkdir(exist_ok=True)
+    for path in {*(DOCS / "methods").glob("*.md")} - set(texts):
+        path.unlink()
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(methods_page(), encoding="utf-8")
+    _write()

@@ -1,27 +1,34 @@
 """What the pages show is run, what they link to exists, what they list is complete."""
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
+import selfsight
 from selfsight.cli import COMMANDS, main
 from selfsight.cli.parser import Parser
 from selfsight.data.synthetic import synthetic
 from selfsight.errors import Error, Stopped
+from selfsight.evaluate import check_protocols
+from selfsight.train.config import Settings, resolve
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-WORDS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "LOG.md"]
+WORDS = [*PAGES, *sorted(DOCS.glob("methods/*.md")), ROOT / "CHANGELOG.md", ROOT / "LOG.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -147,19 +154,147 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def generator() -> ModuleType:
+@pytest.fixture(scope="module")
+def generate() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Its dataclass looks for its own module by name.
+    sys.modules["generate"] = module
     spec.loader.exec_module(module)
-    return module
+    yield module
+    del sys.modules["generate"]
 
 
-def test_methods_page_is_current() -> None:
-    module = generator()
-    current = module.PAGE.read_text(encoding="utf-8") == module.methods_page()
-    assert current, "run python docs/generate.py"
+def test_generated_pages_are_current(generate: ModuleType) -> None:
+    assert generate.stale() == [], "run python docs/generate.py"
+
+
+def test_stale_pages_are_seen(generate: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    for path, text in generate.pages().items():
+        page = folder / path.relative_to(DOCS)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text, encoding="utf-8")
+    assert generate.stale(folder) == []
+    (folder / "methods" / "gone.md").write_text("# gone\n", encoding="utf-8")
+    (folder / "methods" / "mae.md").unlink()
+    (folder / "coverage.md").write_text("# Coverage\n", encoding="utf-8")
+    assert generate.stale(folder) == ["coverage.md", "methods/gone.md", "methods/mae.md"]
+
+
+def test_every_method_states_its_loss(generate: ModuleType) -> None:
+    pages = {path.stem: text for path, text in generate.pages().items() if path.parent != DOCS}
+    assert [name for name, text in pages.items() if "\nLoss: `" not in text] == []
+
+
+def test_measurements_reach_the_pages(
+    generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = {"mean": 0.512, "low": 0.43, "high": 0.6}
+    fact = {"name": "simclr", "method": "simclr", "encoder": "resnet18_small", "seeds": 3}
+    fact |= {"views": 300_000, "knn": score, "linear": None, "effects": {}, "passes": True}
+    measured = tmp_path / "learn.json"
+    measured.write_text(json.dumps([fact]), encoding="utf-8")
+    monkeypatch.setattr(generate, "MEASURED", measured)
+    pages = generate.pages.__wrapped__()
+    assert "| 51.2 (43.0 to 60.0) |" in pages[DOCS / "methods.md"]
+    assert "| 3 | 300,000 | 51.2 (43.0 to 60.0) | – | yes |" in pages[DOCS / "methods/simclr.md"]
+    assert "Not yet measured." in pages[DOCS / "methods" / "mae.md"]
+
+
+def test_every_row_of_the_slides_is_there_once(generate: ModuleType) -> None:
+    numbers = [row.id for _, table in generate.tables() for row in table]
+    assert sorted(numbers) == list(range(1, 307))
+
+
+@pytest.mark.parametrize(
+    "row", ["", "later = 'a', external = 'b'", "pretrain = '', later = 'a'", "latr = 'a'"]
+)
+def test_a_row_says_one_thing(generate: ModuleType, tmp_path: Path, row: str) -> None:
+    path = tmp_path / "coverage.toml"
+    fields = ", ".join(["id = 1", "what = 'SimCLR'", *([row] if row else [])])
+    path.write_text(f"[[table]]\nrows = [{{ {fields} }}]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="S1 "):
+        generate.tables(path)
+
+
+# What a run that was resolved may differ in without being resolved again.
+LENGTH = ("batch", "epochs", "lr")
+
+
+class Images:
+    """As much of ImageNet as the choice of a run's values looks at."""
+
+    name = "images"
+    sizes = np.array([[375, 500]])
+
+    def __len__(self) -> int:
+        return 1_281_167
+
+
+def refused(line: str, tried: set[str]) -> Iterator[str]:
+    """What the command line has against a command; nothing is read, trained or allocated.
+
+    tried: runs that were resolved before, since many differ in their length only
+    """
+    name, *words = shlex.split(line)[1:]
+    module = importlib.import_module(f"selfsight.cli.{name}")
+    parser = Parser(prog=name, description="")
+    module.configure(parser)
+    try:
+        arguments = parser.read(words)
+        if name == "evaluate":
+            check_protocols(arguments.protocols)
+            if arguments.pretrained:
+                assert timm.get_pretrained_cfg(arguments.subject).has_weights
+            return
+        known = {field.name for field in fields(Settings)}
+        given = {k: v for k, v in module._settings(arguments).items() if k in known}
+        run = str(sorted((k, str(v)) for k, v in given.items() if k not in LENGTH))
+        if run not in tried:
+            tried.add(run)
+            with torch.device("meta"):
+                resolve(Settings(**given), Images())
+    except Error as error:
+        yield f"{line}: {error}"
+
+
+def test_commands_of_the_slides_are_accepted(generate: ModuleType) -> None:
+    tried: set[str] = set()
+    rows = [row for _, table in generate.tables() for row in table if row.same is None]
+    faults = [fault for row in rows for line in row.lines() for fault in refused(line, tried)]
+    assert not faults, "\n" + "\n".join(faults)
+    assert len(tried) > 100
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain x --method simclr --method.temperatur 1 --out y",
+        "pretrain x --method.head round --out y",
+        "pretrain x --encoder resnet5000 --out y",
+        "pretrain x --method mae --encoder resnet18 --out y",
+        "pretrain x --optimizer sgd --out y",
+        "pretrain x --view.crop 2 --out y",
+        "pretrain x --epoch 5 --out y",
+        "pretrain x",
+        "evaluate y x --protocols knn,liner",
+    ],
+)
+def test_a_wrong_command_is_refused(words: str) -> None:
+    assert list(refused(f"selfsight {words}", set()))
+
+
+def test_expressions_of_the_slides_are_right(generate: ModuleType) -> None:
+    rows = [row for _, table in generate.tables() for row in table if row.python]
+    cov = torch.tensor([[2.0, 0.6, 0.1], [0.6, 1.0, -0.3], [0.1, -0.3, 0.5]])
+    assert rows
+    for row in rows:
+        importlib.import_module(row.python.partition("(")[0].rpartition(".")[0])
+        w = eval(row.python, {"selfsight": selfsight, "cov": cov})
+        torch.testing.assert_close(w @ cov @ w.T, torch.eye(3))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

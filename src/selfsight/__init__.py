@@ -39,6 +39,7 @@ def pretrain(
     precision: str | None = None,
     options: dict[str, Any] | None = None,
     view: dict[str, Any] | None = None,
+    regularize: dict[str, float] | None = None,
     **habits: Any,
 ) -> "Run":
     """Train an encoder on unlabelled images; what is left out is chosen and explained.
@@ -48,6 +49,7 @@ def pretrain(
     time: how long to train, as "2h", instead of `epochs`
     options: of the method, as {"temperature": 0.2}
     view: numbers that hold for every view, as {"crop": (0.2, 1.0), "gray": 0.0}
+    regularize: weights of VICReg's terms, added to the method's loss, as {"variance": 1.0}
     habits: how the run is done: max_bad_fraction, save_every, keep, threads, labels,
         download, cache, quiet
     """
@@ -82,6 +84,7 @@ def pretrain(
         pretrained=pretrained,
         options=options or {},
         view=view or {},
+        regularize=regularize or {},
     )
     return pretrain(data, settings, Habits(**habits), out=out, time=time, resume=resume)
 

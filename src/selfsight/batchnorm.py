@@ -91,6 +91,7 @@ class GroupedBatchNorm(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(name, getattr(layer, name))
+        self.training = layer.training
         self.after = nn.Sequential(*layer.children())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -53,11 +53,14 @@ def test_methods(capsys: Captured) -> None:
 
 def test_one_method(capsys: Captured) -> None:
     assert main(["methods", "simclr", "--json"]) == 0
-    assert document(capsys)["options"]["temperature"] == 0.1
+    facts = document(capsys)
+    assert facts["options"]["temperature"] == 0.1
+    assert facts["equation"].startswith("Σ")
     assert main(["methods", "simclr"]) == 0
     out = capsys.readouterr().out
     assert "--method.temperature  0.1" in out
     assert "Chen et al. 2020" in out
+    assert f"\nLoss: {facts['equation']}\n" in out
     assert "Differs from the paper" in out
     assert main(["methods", "simcrl"]) == 2
     expected = "selfsight methods: unknown method simcrl; did you mean simclr?\n"

@@ -10,7 +10,7 @@ from selfsight.cli.output import document, table, visible
 from selfsight.cli.parser import Parser
 from selfsight.cli.values import annotation, expects, shown
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "run", "summary"]
 
 
 def configure(parser: Parser) -> None:
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     from selfsight import methods
 
     if arguments.name is None:
-        rows = [_line(name, methods.method_class(name)) for name in sorted(methods.METHODS)]
+        rows = [summary(name, methods.method_class(name)) for name in sorted(methods.METHODS)]
         if arguments.json:
             document(rows)
         else:
@@ -37,8 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _line(name: str, method: type) -> dict[str, str]:
-    """From the words at the top of its file: to build each method takes too long."""
+def summary(name: str, method: type) -> dict[str, str]:
+    """A method's line in the list, by the words at the top of its file: to build each method
+    takes too long."""
     first, _, cited = inspect.cleandoc(sys.modules[method.__module__].__doc__ or "").partition("\n")
     title, _, what = first.partition(": ")
     year = re.search(r"\b(?:19|20)\d\d\b", cited)
@@ -46,7 +47,8 @@ def _line(name: str, method: type) -> dict[str, str]:
 
 
 def _print(facts: dict[str, Any], kinds: dict[str, Any]) -> None:
-    for text in (facts["title"], facts["paper"], "", *facts["help"].splitlines(), ""):
+    loss = [f"Loss: {facts['equation']}"] if facts["equation"] else []
+    for text in (facts["title"], facts["paper"], *loss, "", *facts["help"].splitlines(), ""):
         print(visible(text))
     options = [
         (f"--method.{name}", shown(default), expects(kinds[name]))

@@ -20,7 +20,7 @@ __all__ = ["configure", "run", "show"]
 
 def configure(parser: Parser) -> None:
     add = parser.add_argument
-    parser.take_parts("method", "view")
+    parser.take_parts("method", "view", "regularize")
     parser.set_defaults(parser=parser)
     add("data", nargs="?", metavar="DATA", help="folder, list, .npz, named set, or synthetic")
     add("--method", metavar="NAME", help="see selfsight methods; or my.module:MyMethod")
@@ -56,7 +56,8 @@ def configure(parser: Parser) -> None:
         "An option of the method is written --method.OPTION VALUE, "
         "for example --method.temperature 0.2; selfsight methods NAME lists them. "
         "A number of the views is written --view.FIELD VALUE and holds for all of them, "
-        "for example --view.crop 0.2,1 --view.gray 0."
+        "for example --view.crop 0.2,1 --view.gray 0. "
+        "--regularize.variance and --regularize.covariance add VICReg's terms to the loss."
     )
 
 
@@ -97,15 +98,20 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     if "epochs" in settings and "time" in settings:
         raise ConfigError("epochs and time exclude each other; keep one")
     from selfsight import methods
+    from selfsight.train.regularize import Regularizer
     from selfsight.views.spec import View
 
     method = settings.get("method") or methods.DEFAULT
     for part in parts:
-        if part.partition(".")[0] not in ("method", "view"):
+        if part.partition(".")[0] not in ("method", "view", "regularize"):
             raise ConfigError(f"unknown key {part}; write method.{part} or view.{part}")
-    options = typed("method", parts, methods.options(method), method)
-    view = typed("view", parts, inspect.signature(View).parameters, "a view")
-    return settings | ({"options": options} if options else {}) | ({"view": view} if view else {})
+    terms = inspect.signature(Regularizer).parameters
+    found = {
+        "options": typed("method", parts, methods.options(method), method),
+        "view": typed("view", parts, inspect.signature(View).parameters, "a view"),
+        "regularize": typed("regularize", parts, terms, "the loss"),
+    }
+    return settings | {name: values for name, values in found.items() if values}
 
 
 def _print_config(settings: dict[str, Any], as_json: bool) -> int:
@@ -123,6 +129,8 @@ def _print_config(settings: dict[str, Any], as_json: bool) -> int:
             rows += [(f"method.{option}", v, reason) for option, v in value.items()]
         elif name == "view":
             rows += [(f"view.{field}", v, reason) for field, v in value.items()]
+        elif name == "regularize":
+            rows += [(f"regularize.{term}", v, reason) for term, v in value.items()]
         elif name != "epochs" or "time" not in settings:
             rows.append((name, value, reason))
     rows += [(name, value, "given") for name, value in settings.items() if name not in asked]

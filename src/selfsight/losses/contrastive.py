@@ -11,8 +11,8 @@ from selfsight.losses.precision import full_precision
 
 __all__ = ["info_nce", "nt_xent", "queue_nce"]
 
-# Logits held at once: 8 MiB in float32, which stays in a CPU's last cache.
-_CHUNK = 1 << 21
+# Logits held at once: 4 MiB in float32, which stay in a CPU's last cache.
+_CHUNK = 1 << 20
 
 
 @full_precision
@@ -31,10 +31,12 @@ def info_nce(
     Many anchors are taken in chunks, so that no N×M matrix is held; that form has a first
     derivative only.
     """
-    a, c = F.normalize(anchors, dim=1) / temperature, F.normalize(candidates, dim=1)
-    return _cross_entropy(a, c, positive, exclude, None)
+    c = F.normalize(candidates, dim=1)
+    a = c if anchors is candidates else F.normalize(anchors, dim=1)
+    return _cross_entropy(a, c, positive, temperature, exclude=exclude)
 
 
+@full_precision
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
     """SimCLR's loss, the mean over 2N anchors. z1, z2: (N, D)."""
     z = torch.cat([z1, z2])
@@ -48,32 +50,40 @@ def queue_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float = 0.07) ->
 
     q, k: (N, D), row for row a query and its key; queue: (K, D), the negatives of all.
     """
-    q = F.normalize(q, dim=1) / temperature
+    q = F.normalize(q, dim=1)
     own = (q * F.normalize(k, dim=1)).sum(1, keepdim=True)
     first = torch.zeros(len(q), dtype=torch.long, device=q.device)
-    return _cross_entropy(q, F.normalize(queue, dim=1), first, None, own)
+    return _cross_entropy(q, F.normalize(queue, dim=1), first, temperature, own=own)
 
 
 def _cross_entropy(
-    a: Tensor, c: Tensor, positive: Tensor, exclude: Tensor | None, own: Tensor | None
+    a: Tensor,
+    c: Tensor,
+    positive: Tensor,
+    temperature: float,
+    *,
+    exclude: Tensor | None = None,
+    own: Tensor | None = None,
 ) -> Tensor:
     if len(a) * len(c) <= _CHUNK:
-        return F.cross_entropy(_logits(a, c, exclude, own), positive)
-    loss: Tensor = _Chunked.apply(a, c, positive, exclude, own)
+        return F.cross_entropy(_logits(a, c, temperature, exclude, own), positive)
+    loss: Tensor = _Chunked.apply(a, c, own, positive, exclude, temperature)
     return loss
 
 
-def _logits(a: Tensor, c: Tensor, exclude: Tensor | None, own: Tensor | None) -> Tensor:
-    """(N, M) products, or (N, 1 + M) where each row begins with a logit of its own."""
-    s = a @ c.T
+def _logits(
+    a: Tensor, c: Tensor, temperature: float, exclude: Tensor | None, own: Tensor | None
+) -> Tensor:
+    """(N, M) cosines over τ, or (N, 1 + M) where each row begins with one of its own."""
+    s = (a / temperature) @ c.T
     if exclude is not None:
         # −inf, not a large negative number: at low temperature that number is in range.
         s = s.scatter_(1, exclude[:, None], -torch.inf)
-    return s if own is None else torch.cat([own, s], 1)
+    return s if own is None else torch.cat([own / temperature, s], 1)
 
 
 class _Chunked(torch.autograd.Function):
-    """Cross-entropy of the logits a few anchors at a time.
+    """Cross-entropy of the logits, a few anchors at a time.
 
     The gradient is formed in the same sweep: backward only scales it.
     """
@@ -83,16 +93,18 @@ class _Chunked(torch.autograd.Function):
         ctx: Any,
         a: Tensor,
         c: Tensor,
+        own: Tensor | None,
         positive: Tensor,
         exclude: Tensor | None,
-        own: Tensor | None,
+        temperature: float,
     ) -> Tensor:
         n, m = len(a), len(c)
-        needed = (ctx.needs_input_grad[i] for i in (0, 1, 4))
         da, dc, down = (
-            torch.zeros_like(x) if x is not None and need else None
-            for x, need in zip((a, c, own), needed, strict=True)
+            torch.zeros_like(x) if x is not None and needed else None
+            for x, needed in zip((a, c, own), ctx.needs_input_grad, strict=False)
         )
+        if c is a:
+            dc = da  # one tensor has one gradient, handed back for the first of its two places
         loss = a.new_zeros(())
         size = max(1, _CHUNK // m)
         for start in range(0, n, size):
@@ -101,6 +113,7 @@ class _Chunked(torch.autograd.Function):
             log_p = _logits(
                 a[rows],
                 c,
+                temperature,
                 None if exclude is None else exclude[rows],
                 None if own is None else own[rows],
             ).log_softmax(1)
@@ -109,17 +122,18 @@ class _Chunked(torch.autograd.Function):
             # The gradient with respect to the logits: p − 1 at the positive, p elsewhere.
             g = log_p.exp_().scatter_(1, at, hit.expm1())
             if da is not None:
-                torch.mm(g[:, -m:], c, out=da[rows])
+                da[rows].addmm_(g[:, -m:], c)
             if dc is not None:
                 dc.addmm_(g[:, -m:].T, a[rows])
             if down is not None:
                 down[rows] = g[:, :1]
-        ctx.save_for_backward(da, dc, down)
-        ctx.n = n
+        ctx.save_for_backward(da, None if c is a else dc, down)
+        ctx.divisor = n * temperature
         return loss / n
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        da, dc, down = (g if g is None else g * (grad / ctx.n) for g in ctx.saved_tensors)
-        return da, dc, None, None, down
+        scale = grad / ctx.divisor
+        da, dc, down = (d if d is None else d * scale for d in ctx.saved_tensors)
+        return da, dc, down, None, None, None

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from selfsight.methods import DEFAULT, create, method_class
 from selfsight.methods.base import Method
 from selfsight.optim import OPTIMIZERS, Recipe
 from selfsight.philox import Purpose, seed_for
+from selfsight.train.regularize import Regularizer
 from selfsight.views.presets import adapted, fitted
 
 __all__ = ["Built", "Config", "Settings", "differences", "resolve", "seconds"]
@@ -48,6 +49,7 @@ class Settings:
     pretrained: bool | str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=dict)
+    regularize: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Config:
     method: str
     options: dict[str, Any]
     view: dict[str, Any]
+    regularize: dict[str, float]
     encoder: str
     size: int
     epochs: int
@@ -126,6 +129,12 @@ def resolve(settings: Settings, source: Source) -> Built:
     chosen["view"] = adapted(size, _frozen(settings.view))
     for part in ("options", "view"):
         reasons[part] = "given" if chosen[part] else "the method's own"
+    chosen["regularize"] = _frozen(settings.regularize)
+    terms = [f.name for f in fields(Regularizer)]
+    for term in chosen["regularize"]:
+        if term not in terms:
+            raise ConfigError(f"unknown term {term} to regularize{suggestion(term, terms)}")
+    reasons["regularize"] = "given" if settings.regularize else "the method's loss alone"
     if chosen["view"] != settings.view:
         reasons["view"] = f"no blur at {size} px, as in SimCLR's appendix B.9"
 

@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from selfsight.errors import Diverged, Stopped
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
 from selfsight.optim import Recipe
 from selfsight.philox import Purpose
+from selfsight.train.regularize import Regularizer
 from selfsight.train.signals import Signals
 
 __all__ = ["Engine", "Listener", "Plan", "Step", "run"]
@@ -35,6 +36,7 @@ class Plan:
     micros: int
     precision: str
     device: str
+    regularizer: Regularizer = field(default_factory=Regularizer)
     patience: int = 10  # rejected steps in a row that end the run
 
 
@@ -120,6 +122,8 @@ class Engine:
         with self.network.no_sync() if wait else nullcontext():  # type: ignore[operator]
             with half:
                 output: Output = self.network(batch, clock)
+            extra = plan.regularizer(output.projections)
+            output = replace(output, loss=output.loss + extra)
             (output.loss / plan.micros).backward()  # type: ignore[no-untyped-call]
         return output
 

@@ -45,6 +45,7 @@ from selfsight.train.journal import Journal
 from selfsight.train.log import Lines, Teller, truncate
 from selfsight.train.loop import Engine, Plan, run
 from selfsight.train.measure import epochs_within
+from selfsight.train.regularize import Regularizer
 from selfsight.train.signals import Signals
 from selfsight.train.sweep import Sweeper
 from selfsight.train.watch import OnlineKNN
@@ -253,6 +254,7 @@ def _plan(built: Built, source: Source) -> Plan:
         micros=config.accumulate,
         precision=config.precision,
         device=local(config.device),
+        regularizer=Regularizer(**config.regularize),
     )
 
 
