@@ -18,7 +18,7 @@ def mlp(
     norm: bool = True,
     last_bias: bool = True,
     last_norm: LastNorm = "none",
-    activation: type[nn.Module] = nn.ReLU,
+    act: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """Linear layers of the given widths with (BatchNorm and) ReLU between them.
 
@@ -30,7 +30,7 @@ def mlp(
         last = i == len(widths) - 2
         layers.append(nn.Linear(n, m, bias=last_bias if last else bias))
         if not last:
-            layers += [nn.BatchNorm1d(m)] * norm + [activation()]
+            layers += [nn.BatchNorm1d(m)] * norm + [act()]
     if last_norm != "none":
         layers.append(nn.BatchNorm1d(widths[-1], affine=last_norm != "plain"))
     if last_norm == "scale":

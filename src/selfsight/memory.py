@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Bank", "Queue"]
+from selfsight.distributed import all_sum, world
+
+__all__ = ["Bank", "Center", "Queue"]
 
 
 class Queue(nn.Module):
@@ -53,3 +55,26 @@ class Bank(nn.Module):
     @torch.no_grad()
     def write(self, index: Tensor, rows: Tensor) -> None:
         self.rows[index] = rows.to(self.rows.dtype)
+
+
+class Center(nn.Module):
+    """Running mean of a teacher's outputs, taken off them so that no one output wins (DINO).
+
+    mean: (1, dim)
+    """
+
+    mean: Tensor
+
+    def __init__(self, dim: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(1, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return t - self.mean
+
+    @torch.no_grad()
+    def follow(self, means: Tensor) -> None:
+        """means: (parts, dim), over equally many samples of this rank each."""
+        mean = all_sum(means.mean(0, keepdim=True)) / world()
+        self.mean.lerp_(mean.to(self.mean), 1 - self.decay)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfsight.encoders.base import Encoder
+
 __all__ = ["Teacher"]
 
 
@@ -18,6 +20,13 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.requires_grad_(False)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The first part of a network that is an encoder and its heads."""
+        first = self.network.get_submodule("0")
+        assert isinstance(first, Encoder)
+        return first
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Any:

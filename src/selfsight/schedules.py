@@ -3,11 +3,16 @@
 import math
 from collections.abc import Sequence
 
-__all__ = ["cosine", "linear", "steps", "warmup_cosine"]
+__all__ = ["by_epoch", "cosine", "linear", "steps", "warmup_cosine"]
 
 
 def linear(start: float, end: float, progress: float) -> float:
     return start + (end - start) * progress
+
+
+def by_epoch(start: float, end: float, epoch: int, epochs: int) -> float:
+    """From start to end in `epochs` epochs, both included; then the end."""
+    return linear(start, end, epoch / max(1, epochs - 1)) if epoch < epochs else end
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -127,6 +127,7 @@ class _Chunked(torch.autograd.Function):
                 dc.addmm_(g[:, -m:].T, a[rows])
             if down is not None:
                 down[rows] = g[:, :1]
+            del log_p, g  # else two chunks' worth meets the next one's
         ctx.save_for_backward(da, None if c is a else dc, down)
         ctx.divisor = n * temperature
         return loss / n

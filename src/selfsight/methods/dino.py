@@ -5,21 +5,21 @@ Loss: mean over pairs of crops of −Σ_k softmax((t − c)/τ_t)_k log softmax(
 """
 
 import copy
-from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from selfsight.distributed import all_sum, world
+from selfsight.distributed import all_sum
 from selfsight.encoders.base import Encoder
 from selfsight.heads import Directions, mlp
 from selfsight.losses import assignment_cross_entropy, full_precision, negative_cosine, sinkhorn
+from selfsight.memory import Center
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
-from selfsight.schedules import cosine, linear
-from selfsight.views.presets import byol_views
+from selfsight.schedules import by_epoch, cosine
+from selfsight.views.presets import dino_views
 
 __all__ = ["DINO"]
 
@@ -39,8 +39,6 @@ class DINO(Method):
     loss: cross entropy, or squared distance of the normalised outputs (table 7)
     predictor: on the student (table 7)
     """
-
-    center: Tensor
 
     def __init__(
         self,
@@ -63,54 +61,39 @@ class DINO(Method):
         predictor: bool = False,
     ) -> None:
         super().__init__(encoder)
-        self.projector = mlp(
-            encoder.dim, hidden, hidden, bottleneck, norm=False, activation=nn.GELU
-        )
+        self.projector = mlp(encoder.dim, hidden, hidden, bottleneck, norm=False, act=nn.GELU)
         self.last = Directions(bottleneck, prototypes)
-        self.predictor: nn.Module = nn.Identity()
-        start = copy.deepcopy(nn.Sequential(encoder, self.projector, self.last))
-        self.teacher = Teacher(start)
-        if predictor:
-            self.predictor = mlp(bottleneck, hidden, bottleneck)
-        self.register_buffer("center", torch.zeros(1, prototypes))
+        self.teacher = Teacher(copy.deepcopy(nn.Sequential(encoder, self.projector, self.last)))
+        self.predictor = mlp(bottleneck, hidden, bottleneck) if predictor else nn.Identity()
+        self.center = Center(prototypes, center_momentum)
         self.momentum, self.ramp, self.centring, self.loss = momentum, ramp, centring, loss
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
-        self.cold, self.cold_epochs = cold, cold_epochs
-        self.center_momentum, self.freeze = center_momentum, freeze
+        self.cold, self.cold_epochs, self.freeze = cold, cold_epochs, freeze
+        self.views = dino_views(multi_crop)
         # Differs from the paper: no drop-path in the student.
-        large, small = ((0.4, 1.0), (0.05, 0.4)) if multi_crop else ((0.14, 1.0), (0.05, 0.4))
-        self.views = [replace(view, crop=large) for view in byol_views()]
-        if multi_crop:
-            view = replace(self.views[0], crop=small, size=96, blur=0.5, count=multi_crop)
-            self.views.append(view)
         self.recipe = Recipe(
             optimizer="adamw", lr=5e-4, weight_decay=0.04, weight_decay_end=0.4, last=2e-3,
-            betas=(0.9, 0.999), clip=3.0, clip_each=True,
-        )  # fmt: skip
+            betas=(0.9, 0.999), clip=3.0, clip_each=True)  # fmt: skip
 
     def forward(self, batch: Batch, clock: Clock) -> Output:
         h = per_resolution(self.encoder, batch.views)
         z = self.predictor(self.projector(torch.cat(h)))
         s = self.last(z).chunk(len(h))
-        t = self.teacher(torch.cat(batch.views[:2])).chunk(2)
-        q = [self.target(t_i, clock) for t_i in t]
-        losses = [self.distance(s[j], t[i], q[i]) for i, j in pairs(len(s))]
+        t = self.teacher(torch.cat(batch.views[:2]))
+        q = [self.target(t_i, clock) for t_i in t.chunk(2)]
+        losses = [self.distance(s[j], t.chunk(2)[i], q[i]) for i, j in pairs(len(s))]
         entropy = torch.special.entr(torch.cat(q)).sum(1).mean()
-        return Output(
-            torch.stack(losses).mean(), embedding=h[0], projections=z.chunk(len(h)),
-            carry={"t": torch.cat(t).mean(0, keepdim=True)},
-            metrics={"teacher_entropy": entropy},
-        )  # fmt: skip
+        return Output(torch.stack(losses).mean(), h[0], z.chunk(len(h)),
+                      {"t": t.mean(0, keepdim=True)}, {"teacher_entropy": entropy})  # fmt: skip
 
     @full_precision
     def target(self, t: Tensor, clock: Clock) -> Tensor:
         """The teacher's distribution over prototypes, (N, K)."""
-        part = min(1.0, clock.epoch / self.cold_epochs) if self.cold_epochs else 1.0
-        temperature = linear(self.cold, self.teacher_temperature, part)
+        temperature = by_epoch(self.cold, self.teacher_temperature, clock.epoch, self.cold_epochs)
         if self.centring == "sinkhorn":
             return sinkhorn(t, temperature, all_sum=all_sum)
-        center = self.center.to(t) if self.centring == "mean" else 0.0
-        return torch.softmax((t - center) / temperature, 1)
+        t = self.center(t) if self.centring == "mean" else t
+        return torch.softmax(t / temperature, 1)
 
     def distance(self, s: Tensor, t: Tensor, q: Tensor) -> Tensor:
         """Of a student's output from a teacher's output t with its distribution q."""
@@ -123,13 +106,10 @@ class DINO(Method):
             self.last.weight.grad = None
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
-        mean = all_sum(carry["t"].mean(0, keepdim=True)) / world()
-        self.center.lerp_(mean.to(self.center), 1 - self.center_momentum)
+        self.center.follow(carry["t"])
         decay = cosine(self.momentum, 1.0, clock.progress) if self.ramp else self.momentum
         self.teacher.update(nn.Sequential(self.encoder, self.projector, self.last), decay)
 
     @property
     def product(self) -> Encoder:
-        encoder = self.teacher.network.get_submodule("0")
-        assert isinstance(encoder, Encoder)
-        return encoder
+        return self.teacher.encoder

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from selfsight.errors import ConfigError, suggestion
 from selfsight.views.spec import View
 
-__all__ = ["adapted", "byol_views", "crops", "fitted", "moco_view", "simclr_view"]
+__all__ = ["adapted", "byol_views", "crops", "dino_views", "fitted", "moco_view", "simclr_view"]
 
 
 def simclr_view(strength: float = 1.0, **changes: Any) -> View:
@@ -28,6 +28,14 @@ def byol_views() -> list[View]:
     """BYOL table 6: the first view is always blurred, the second may be solarized."""
     view = View(jitter=(0.4, 0.4, 0.2, 0.1))
     return [replace(view, blur=1.0), replace(view, blur=0.1, solarize=0.2)]
+
+
+def dino_views(small: int) -> list[View]:
+    """BYOL's colours on two large crops and `small` small ones; without these, larger ranges."""
+    scale = (0.4, 1.0) if small else (0.14, 1.0)
+    large = [replace(view, crop=scale) for view in byol_views()]
+    local = replace(large[0], crop=(0.05, 0.4), size=96, blur=0.5, count=small or 1)
+    return [*large, local] if small else large
 
 
 def crops(view: View, small: int) -> list[View]:
