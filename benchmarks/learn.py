@@ -223,7 +223,9 @@ def readings(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     what the method says of itself."""
     kept = ["loss", "rejected", "teacher_entropy", "invariance", "variance", "covariance"]
     for name in ("h", "z"):
-        kept += [f"{name}_{meter}" for meter in ("spread", "centred_rank", "dim", "samples")]
+        kept += [
+            f"{name}_{meter}" for meter in ("spread", "scale", "centred_rank", "dim", "samples")
+        ]
     return [
         {"step": row["step"], **{k: _short(row[k]) for k in kept if k in row}}
         for row in metrics if row.get("h_dim")

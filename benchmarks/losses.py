@@ -1,6 +1,6 @@
 """Time and memory of four losses beside lightly's, forward and backward in float32.
 
-    pip install --no-deps lightly==1.6.0 lightly_utils
+    pip install -e ".[bench]"
     python benchmarks/losses.py [--out benchmarks/results/losses.json]
 
 Both sides run in one process, turn by turn; the first turns are not counted. Each case

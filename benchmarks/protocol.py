@@ -73,7 +73,7 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def vit_32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Four blocks, 96 wide, over 8 × 8 patches of 4 px."""
-    sizes = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+    sizes = {"patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 2}
     model: nn.Module = build_model_with_cfg(
         VisionTransformer, VIT, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
         **{**sizes, **kwargs},
@@ -147,7 +147,7 @@ ENTRIES = [
     ),
     Entry(
         name="mae", method="mae", encoder=VIT, views=1, measure="linear", beats_pixels=False,
-        options={"depth": 1, "width": 96, "heads": 3},
+        options={"depth": 1, "width": 64, "heads": 1},
         lr=1.5e-3, weight_decay=0.05, warmup=3.0, expect=_LEARNS,
     ),
     Entry(
@@ -164,7 +164,7 @@ ENTRIES = [
     ),
     Entry(
         name="barlow_twins", method="barlow_twins", expect=_LEARNS, view=_MILD,
-        options={"hidden": 512, "dim": 512},
+        options={"hidden": 512, "dim": 512, "lambd": 0.02},
     ),
     Entry(
         name="vicreg", method="vicreg", expect=_LEARNS, view=_MILD,

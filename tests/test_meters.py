@@ -180,3 +180,9 @@ class TestAll:
     def test_differentiates(self, meter) -> None:
         x = gauss(6, 4).requires_grad_()
         assert torch.autograd.gradcheck(meter, (x,))
+
+
+def test_scale_is_that_of_the_embedding_itself() -> None:
+    z = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    assert meters.scale(z).item() == pytest.approx(2**0.5 / 2)
+    assert meters.scale(3 * z + 5).item() == pytest.approx(3 * 2**0.5 / 2)

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from selfsight.losses.precision import full_precision
 
-__all__ = ["alignment", "correlation", "effective_rank", "entropy", "spread", "uniformity"]
+__all__ = [
+    "alignment",
+    "correlation",
+    "effective_rank",
+    "entropy",
+    "scale",
+    "spread",
+    "uniformity",
+]
 
 # Rounding of a constant float32 channel leaves a relative deviation of about 1e-7.
 _CONSTANT = 1e-6
@@ -21,6 +29,13 @@ _BLOCK = 1024
 def spread(z: Tensor) -> Tensor:
     """z: (N, D). Mean over channels of ẑ's standard deviation: 1/√D isotropic, 0 collapsed."""
     return F.normalize(z, dim=1).std(dim=0).mean()
+
+
+@full_precision
+def scale(z: Tensor) -> Tensor:
+    """z: (N, D). Mean over channels of z's own standard deviation, which means something only
+    beside another: a loss that does not normalise z can shrink it to nothing."""
+    return z.std(dim=0).mean()
 
 
 @full_precision

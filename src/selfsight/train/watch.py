@@ -39,6 +39,7 @@ def _meters(name: str, x: Tensor) -> dict[str, float]:
         f"{name}_samples": len(x),
         f"{name}_dim": x.shape[1],
         f"{name}_spread": float(meters.spread(x)),
+        f"{name}_scale": float(meters.scale(x)),
         f"{name}_rank": float(meters.effective_rank(x)),
         f"{name}_centred_rank": float(meters.effective_rank(x, centred=True)),
         f"{name}_correlation": float(meters.correlation(x)),
