@@ -52,7 +52,7 @@ def test_gradients_stay_within_a_group():
 
 @pytest.mark.parametrize(("images", "groups"), [(10, 4), (4, 4)])
 def test_a_batch_that_does_not_divide_is_refused(images, groups):
-    with pytest.raises(ConfigError, match=f"{images} images .* into {groups} BatchNorm groups"):
+    with pytest.raises(ConfigError, match=f"{images} images, .* into {groups} BatchNorm groups"):
         grouped(layer(), groups)(torch.randn(images, 3))
 
 

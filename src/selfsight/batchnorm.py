@@ -19,11 +19,8 @@ from selfsight.philox import Purpose
 __all__ = ["GroupedBatchNorm", "SynchronisedBatchNorm", "grouped", "shuffled", "synchronise"]
 
 
-class SynchronisedBatchNorm(nn.Module):
-    """BatchNorm over the samples of all ranks. torch's own refuses CPU tensors.
-
-    Parameters and buffers have the names of the layer it replaces.
-    """
+class _Replacement(nn.Module):
+    """Parameters and buffers under the names of the layer that it replaces."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -38,6 +35,22 @@ class SynchronisedBatchNorm(nn.Module):
         self.training, self.tracks = layer.training, layer.running_mean is not None
         # timm's fused layers carry their drop-out and activation as children.
         self.after = nn.Sequential(*layer.children())
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics; var is unbiased."""
+        if not self.tracks:
+            return
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:  # asks for a plain average over all batches
+            momentum = 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(var.to(self.running_var.dtype), momentum)
+
+
+class SynchronisedBatchNorm(_Replacement):
+    """BatchNorm over the samples of all ranks. torch's own refuses CPU tensors."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or not self.tracks:
@@ -59,65 +72,56 @@ class SynchronisedBatchNorm(nn.Module):
         count = total(torch.tensor(float(rows.shape[1]), device=x.device, dtype=rows.dtype))
         mean = total(rows.sum(1)) / count
         var = total((rows - mean[:, None]).square().sum(1)) / count
-        if self.tracks:
-            self._follow(mean, var, count)
+        self.follow(mean.detach(), (var * count / (count - 1)).detach())
         return mean, var
 
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        self.num_batches_tracked += 1
-        unbiased = var * count / (count - 1)
-        momentum = self.momentum
-        if momentum is None:  # asks for a plain average over all batches
-            momentum = 1 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
-
-class GroupedBatchNorm(nn.Module):
+class GroupedBatchNorm(_Replacement):
     """BatchNorm within each of `groups` consecutive parts of the global batch.
 
-    The running statistics follow the mean over the groups. Parameters and buffers have the
-    names of the layer it replaces.
+    The running statistics follow the mean over the groups.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
     def __init__(self, layer: _BatchNorm, groups: int) -> None:
-        super().__init__()
-        self.eps, self.momentum, self.groups = layer.eps, layer.momentum or 0.1, groups
-        self.weight, self.bias = layer.weight, layer.bias
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, getattr(layer, name))
-        self.training = layer.training
-        self.after = nn.Sequential(*layer.children())
+        super().__init__(layer)
+        self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training and self.tracks:
             y = F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
             return self.after(y)  # type: ignore[no-any-return]
-        here = self.groups // world()
-        if self.groups % world() or len(x) % here or len(x) < 2 * here:
-            raise ConfigError(
-                f"{len(x) * world()} images on {world()} ranks do not divide into {self.groups} "
-                "BatchNorm groups of 2 or more; change --batch or --method.groups"
-            )
+        here = self._here(len(x))
         parts, means, variances = [], [], []
         for part in x.chunk(here):
             # With momentum 1 the layer leaves the group's own statistics in its buffers.
-            mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+            mean = torch.zeros(
+                x.shape[1], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)
+            )
+            var = torch.ones_like(mean)
             parts.append(F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps))
             means.append(mean)
             variances.append(var)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            for running, own in ((self.running_mean, means), (self.running_var, variances)):
-                running.lerp_(all_sum(torch.stack(own).sum(0)) / self.groups, self.momentum)
+        mean, var = (all_sum(torch.stack(own).sum(0)) / self.groups for own in (means, variances))
+        self.follow(mean, var)
         return self.after(torch.cat(parts))  # type: ignore[no-any-return]
+
+    def _here(self, n: int) -> int:
+        """How many groups are this rank's."""
+        if self.groups % world():
+            raise ConfigError(
+                f"{self.groups} BatchNorm groups do not divide among {world()} ranks; make "
+                f"--method.norm-groups a multiple of {world()}"
+            )
+        here = self.groups // world()
+        if n % here or n < 2 * here:
+            raise ConfigError(
+                f"{n * world()} images, the batch or a part of it, do not divide into "
+                f"{self.groups} BatchNorm groups of 2 or more; change --batch, --accumulate or "
+                "--method.norm-groups"
+            )
+        return here
 
 
 def synchronise(module: nn.Module) -> nn.Module:

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Decoder", "Directions", "Prototypes", "cosines", "mlp", "sincos_positions"]
+__all__ = [
+    "Decoder",
+    "Directions",
+    "Prototypes",
+    "cosines",
+    "dino_head",
+    "mlp",
+    "sincos_positions",
+]
 
 LastNorm = Literal["none", "affine", "scale", "plain"]
 
@@ -36,6 +44,16 @@ def mlp(
     if last_norm == "scale":
         layers[-1].bias.requires_grad_(False)
     return nn.Sequential(*layers)
+
+
+def dino_head(width: int, hidden: int, bottleneck: int) -> nn.Sequential:
+    """DINO's projector: GELU, no BatchNorm, and weights drawn as a ViT's."""
+    head = mlp(width, hidden, hidden, bottleneck, norm=False, act=nn.GELU)
+    for layer in head:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return head
 
 
 def cosines(z: Tensor, weight: Tensor) -> Tensor:
@@ -73,7 +91,7 @@ class Directions(nn.Module):
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(count, dim), std=0.02))
+        self.weight = nn.Linear(dim, count, bias=False).weight
 
     def forward(self, z: Tensor) -> Tensor:
         return cosines(z, F.normalize(self.weight, dim=1))

@@ -10,7 +10,7 @@ def linear(start: float, end: float, progress: float) -> float:
     return start + (end - start) * progress
 
 
-def by_epoch(start: float, end: float, epoch: int, epochs: int) -> float:
+def by_epoch(start: float, end: float, epochs: int, epoch: int) -> float:
     """From start to end in `epochs` epochs, both included; then the end."""
     return linear(start, end, epoch / max(1, epochs - 1)) if epoch < epochs else end
 

@@ -115,7 +115,7 @@ def _queued(
     truncated: a batch ends where the ring does
     """
     length, batch = len(init), q.shape[1]
-    method = MoCoV1(Given(q.shape[2]), queue=length, dim=1, temperature=temperature, groups=1)
+    method = MoCoV1(Given(q.shape[2]), queue=length, dim=1, temperature=temperature, norm_groups=1)
     method.projector, method.teacher = nn.Identity(), Teacher(nn.Identity())
     method.queue = type(method.queue)(length, q.shape[2]).double()
     place = torch.cat(torch.arange(length).split(batch)[::-1])  # in the ring, of each row
@@ -185,8 +185,9 @@ def dino(
     assert epochs.startswith("step i uses epoch i"), f"unknown epochs {epochs}"
     method = DINO(
         Given(2 * student.shape[3]), hidden=1, bottleneck=1, prototypes=student.shape[3],
-        temperature=student_temp, teacher_temperature=teacher_temp, cold=warmup_teacher_temp,
-        cold_epochs=warmup_teacher_temp_epochs,
+        temperature=student_temp, teacher_temperature=teacher_temp,
+        warmup_temperature=warmup_teacher_temp,
+        warmup_epochs=warmup_teacher_temp_epochs,
         center_momentum=center_momentum, multi_crop=ncrops - 2,
     ).double()  # fmt: skip
     method.projector, method.last = nn.Identity(), Half(0)

@@ -26,12 +26,14 @@ class BarlowTwins(Method):
     hidden, dim: widths of the projector
     lambd: λ, weight of the off-diagonal terms; 0 leaves the invariance alone (table 5)
     invariance: weight of the diagonal terms; 0 leaves the redundancy alone (table 5)
-    normalize: z along the batch, along its features, or not (table 5)
+    normalize: z along the batch, only centred there (C is the covariance), along its features,
+        or not (table 5); for the squares
     norm: BatchNorm in the projector (table 5)
     loss: squares, or cross entropies with a temperature (table 5)
-    temperature: τ of the cross entropies
+    temperature: τ of the cross entropies, which normalise along the batch
     stop_gradient, predictor: on one branch, in turn (table 6)
-    other: a second encoder and projector for the second view: an architecture, or "" to share
+    other: an architecture, with new weights and a projector of its own, for the second view; ""
+        shares the first view's
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class BarlowTwins(Method):
         dim: int = 8192,
         lambd: float = 0.0051,
         invariance: float = 1.0,
-        normalize: Literal["batch", "feature", "none"] = "batch",
+        normalize: Literal["batch", "centre", "feature", "none"] = "batch",
         norm: bool = True,
         loss: Literal["squares", "cross_entropy"] = "squares",
         temperature: float = 0.1,
@@ -63,17 +65,18 @@ class BarlowTwins(Method):
         self.loss, self.temperature, self.stop_gradient = loss, temperature, stop_gradient
         self.asymmetric = stop_gradient or predictor
         self.views = byol_views()
-        # Differs from the paper: the official gradient lacks a factor of its 32 GPUs, which
-        # only the parameters without a trust ratio feel: their rate, 0.0048, makes up for it.
+        # Differs from the paper: the official gradient lacks a factor of its 32 GPUs. Its decay,
+        # 1e-6, and the rate of what has no trust ratio, 0.0048, are for that: converted here.
         self.recipe = Recipe(
-            optimizer="lars", lr=0.2, weight_decay=1e-6, last=1e-3, epochs=1000,
+            optimizer="lars", lr=0.2, weight_decay=32e-6, last=1e-3, epochs=1000,
             spared_rate=0.0048 / 0.2 / 32,
         )  # fmt: skip
 
     def forward(self, batch: Batch, clock: Clock) -> Output:
         # Each view has a BatchNorm pass of its own.
         h = self.encoder(batch.views[0])
-        follow = self.other or nn.Sequential(self.encoder, self.projector)
+        shared = nn.Sequential(self.encoder, self.projector)
+        follow = shared if self.other is None else self.other
         z = [self.projector(h), *(follow(x) for x in batch.views[1:])]
         p = [self.predictor(z_i) for z_i in z]
         t = [z_i.detach() for z_i in z] if self.stop_gradient else z

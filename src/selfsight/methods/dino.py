@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from selfsight.distributed import all_sum
 from selfsight.encoders.base import Encoder
-from selfsight.heads import Directions, mlp
-from selfsight.losses import assignment_cross_entropy, full_precision, negative_cosine, sinkhorn
+from selfsight.heads import Directions, dino_head, mlp
+from selfsight.losses import assignment_cross_entropy, negative_cosine, sinkhorn
 from selfsight.memory import Center
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
 from selfsight.momentum import Teacher
@@ -31,8 +31,8 @@ class DINO(Method):
     prototypes: outputs of the head
     momentum: decay of the teacher at the start, raised to 1 by a cosine unless `ramp` is off
     temperature, teacher_temperature: τ_s and τ_t
-    cold, cold_epochs: τ_t starts at `cold` and moves to τ_t over so many epochs
-    centring: of the teacher's outputs: by their running mean, by Sinkhorn, or none (table 7)
+    warmup_temperature, warmup_epochs: τ_t starts at the first and moves to τ_t over so many epochs
+    centring: of the teacher's outputs: by their running mean, by Sinkhorn (table 7), or none
     center_momentum: decay of the running mean
     freeze: epochs during which the last layer rests
     multi_crop: small crops beside the two large ones
@@ -51,8 +51,8 @@ class DINO(Method):
         ramp: bool = True,
         temperature: float = 0.1,
         teacher_temperature: float = 0.04,
-        cold: float = 0.04,
-        cold_epochs: int = 0,
+        warmup_temperature: float = 0.04,
+        warmup_epochs: int = 0,
         centring: Literal["mean", "sinkhorn", "none"] = "mean",
         center_momentum: float = 0.9,
         freeze: float = 1.0,
@@ -61,14 +61,15 @@ class DINO(Method):
         predictor: bool = False,
     ) -> None:
         super().__init__(encoder)
-        self.projector = mlp(encoder.dim, hidden, hidden, bottleneck, norm=False, act=nn.GELU)
+        self.projector = dino_head(encoder.dim, hidden, bottleneck)
         self.last = Directions(bottleneck, prototypes)
         self.teacher = Teacher(copy.deepcopy(nn.Sequential(encoder, self.projector, self.last)))
-        self.predictor = mlp(bottleneck, hidden, bottleneck) if predictor else nn.Identity()
+        widths = (bottleneck, hidden, bottleneck)
+        self.predictor = mlp(*widths, bias=False) if predictor else nn.Identity()
         self.center = Center(prototypes, center_momentum)
         self.momentum, self.ramp, self.centring, self.loss = momentum, ramp, centring, loss
-        self.temperature, self.teacher_temperature = temperature, teacher_temperature
-        self.cold, self.cold_epochs, self.freeze = cold, cold_epochs, freeze
+        self.temperature, self.freeze = temperature, freeze
+        self.teacher_temperature = (warmup_temperature, teacher_temperature, warmup_epochs)
         self.views = dino_views(multi_crop)
         # Differs from the paper: no drop-path in the student.
         self.recipe = Recipe(
@@ -80,16 +81,15 @@ class DINO(Method):
         z = self.predictor(self.projector(torch.cat(h)))
         s = self.last(z).chunk(len(h))
         t = self.teacher(torch.cat(batch.views[:2]))
-        q = [self.target(t_i, clock) for t_i in t.chunk(2)]
+        q = [self.target(t_i, clock.epoch) for t_i in t.chunk(2)]
         losses = [self.distance(s[j], t.chunk(2)[i], q[i]) for i, j in pairs(len(s))]
         entropy = torch.special.entr(torch.cat(q)).sum(1).mean()
         return Output(torch.stack(losses).mean(), h[0], z.chunk(len(h)),
                       {"t": t.mean(0, keepdim=True)}, {"teacher_entropy": entropy})  # fmt: skip
 
-    @full_precision
-    def target(self, t: Tensor, clock: Clock) -> Tensor:
+    def target(self, t: Tensor, epoch: int) -> Tensor:
         """The teacher's distribution over prototypes, (N, K)."""
-        temperature = by_epoch(self.cold, self.teacher_temperature, clock.epoch, self.cold_epochs)
+        temperature = by_epoch(*self.teacher_temperature, epoch)
         if self.centring == "sinkhorn":
             return sinkhorn(t, temperature, all_sum=all_sum)
         t = self.center(t) if self.centring == "mean" else t

@@ -30,7 +30,7 @@ class MoCoV1(Method):
     dim: width of the projection, one linear layer
     temperature: τ of the loss
     momentum: decay of the key encoder
-    groups: parts of the batch that share BatchNorm statistics, as GPUs do in the paper; keys
+    norm_groups: parts of the batch that share BatchNorm statistics, as GPUs do in the paper; keys
         are dealt to them anew, so that the statistics do not tell which key belongs to a query
     """
 
@@ -42,15 +42,16 @@ class MoCoV1(Method):
         dim: int = 128,
         temperature: float = 0.07,
         momentum: float = 0.999,
-        groups: int = 8,
+        norm_groups: int = 8,
     ) -> None:
         super().__init__(encoder)
         self.projector = nn.Linear(encoder.dim, dim)
-        grouped(encoder, groups)
+        grouped(encoder, norm_groups)
         self.teacher = Teacher(copy.deepcopy(nn.Sequential(encoder, self.projector)))
         self.queue = Queue.random(queue, dim)
         self.temperature, self.momentum = temperature, momentum
         self.views = [replace(moco_view(1), count=2)]
+        # Differs from the paper: the rate changes with each step, not with each epoch.
         self.recipe = Recipe(
             optimizer="sgd", lr=0.03, weight_decay=1e-4, warmup=0, drops=(0.6, 0.8),
             exempt="none", epochs=200,
@@ -59,10 +60,11 @@ class MoCoV1(Method):
     def forward(self, batch: Batch, clock: Clock) -> Output:
         x_q, x_k = batch.views
         h = self.encoder(x_q)
-        q = F.normalize(self.projector(h), dim=1)
-        k = F.normalize(shuffled(self.teacher, x_k, batch.key.seed, batch.key.step), dim=1)
+        q = self.projector(h)
+        k = shuffled(self.teacher, x_k, batch.key.seed, batch.key.step)
         loss = queue_nce(q, k, self.queue.rows, self.temperature)
-        return Output(loss, embedding=h, projections=(q, k), carry={"k": k})
+        carry = {"k": F.normalize(k, dim=1)}
+        return Output(loss, embedding=h, projections=(q, k), carry=carry)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         self.queue.push(gather(carry["k"]))

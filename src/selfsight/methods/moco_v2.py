@@ -30,13 +30,14 @@ class MoCoV2(Method):
     """Improved baselines with momentum contrast.
 
     queue: keys that serve as negatives
-    head: projector (table 1): linear as in v1, or an mlp with `hidden` units
+    head: projector (table 1): linear as in v1, or an mlp with `hidden` units (None: as many as
+        the encoder's width)
     dim: width of the projection
     temperature: τ of the loss (table 2)
     momentum: decay of the key encoder
     augment: v1's views, or v2's with blur and stronger colours (table 1)
     schedule: of the learning rate (table 1): v1's steps, or a cosine
-    groups: parts of the batch that share BatchNorm statistics, as GPUs do in the paper
+    norm_groups: parts of the batch that share BatchNorm statistics, as GPUs do in the paper
     symmetric: let each view be the query once, and add the two losses
     """
 
@@ -52,18 +53,19 @@ class MoCoV2(Method):
         momentum: float = 0.999,
         augment: Literal["v1", "v2"] = "v2",
         schedule: Literal["steps", "cosine"] = "cosine",
-        groups: int = 8,
+        norm_groups: int = 8,
         symmetric: bool = False,
     ) -> None:
         super().__init__(encoder)
-        inner = [hidden or encoder.dim] if head == "mlp" else []
+        inner = [encoder.dim if hidden is None else hidden] if head == "mlp" else []
         self.projector = mlp(encoder.dim, *inner, dim, norm=False)
-        grouped(encoder, groups)
+        grouped(encoder, norm_groups)
         self.teacher = Teacher(copy.deepcopy(nn.Sequential(encoder, self.projector)))
         self.queue = Queue.random(queue, dim)
         self.temperature, self.momentum = temperature, momentum
         self.queries = 2 if symmetric else 1
         self.views = [replace(moco_view(1 if augment == "v1" else 2), count=2)]
+        # Differs from the paper: the rate changes with each step, not with each epoch.
         self.recipe = Recipe(
             optimizer="sgd", lr=0.03, weight_decay=1e-4, warmup=0, exempt="none", epochs=200,
             drops=(0.6, 0.8) if schedule == "steps" else (),
@@ -72,17 +74,16 @@ class MoCoV2(Method):
     def forward(self, batch: Batch, clock: Clock) -> Output:
         ways = list(pairs(len(batch.views), self.queries))
         h = [self.encoder(x) for x in batch.views[: self.queries]]
-        q = [F.normalize(self.projector(h_i), dim=1) for h_i in h]
+        q = [self.projector(h_i) for h_i in h]
         k = {j: self.key(batch, j) for _, j in ways}
         losses = [queue_nce(q[i], k[j], self.queue.rows, self.temperature) for i, j in ways]
-        carry = {"k": torch.stack(list(k.values()), 1)}
+        carry = {"k": F.normalize(torch.stack(list(k.values()), 1), dim=2)}
         z = (*q, *k.values())[:2]
         return Output(torch.stack(losses).sum(), embedding=h[0], projections=z, carry=carry)
 
     def key(self, batch: Batch, view: int) -> Tensor:
         """Keys of one view, from BatchNorm groups that do not tell which query they belong to."""
-        k = shuffled(self.teacher, batch.views[view], batch.key.seed, batch.key.step)
-        return F.normalize(k, dim=1)
+        return shuffled(self.teacher, batch.views[view], batch.key.seed, batch.key.step)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         self.queue.push(gather(carry["k"]).flatten(0, 1))

@@ -46,7 +46,7 @@ class SimCLR(Method):
         mean: bool = False,
     ) -> None:
         super().__init__(encoder)
-        inner = [hidden or encoder.dim] * (layers - 1)
+        inner = [encoder.dim if hidden is None else hidden] * (layers - 1)
         widths = {"none": [], "linear": [dim], "nonlinear": [*inner, dim]}[head]
         norm: Literal["scale", "none"] = "none" if head == "none" else "scale"
         self.projector = mlp(encoder.dim, *widths, last_bias=norm == "none", last_norm=norm)

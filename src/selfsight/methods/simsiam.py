@@ -57,6 +57,7 @@ class SimSiam(Method):
             ).requires_grad_(predictor == "trained")  # fmt: skip
         self.predictor_rate, self.stop_gradient = predictor_rate, stop_gradient
         self.views = [replace(moco_view(2), count=2)]
+        # Differs from the paper: the rate changes with each step, not with each epoch.
         self.recipe = Recipe(
             optimizer="sgd", lr=0.05, weight_decay=1e-4, warmup=0, exempt="none", epochs=100
         )

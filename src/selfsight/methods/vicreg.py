@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from selfsight.distributed import gather
 from selfsight.encoders.base import Encoder
+from selfsight.errors import ConfigError
 from selfsight.heads import mlp
 from selfsight.losses import covariance_penalty, full_precision, variance_hinge
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
@@ -31,8 +32,8 @@ class VICReg(Method):
     predictor: on the branch that is compared with the other (table 4)
     stop_gradient: on the other (table 4)
     momentum: decay of a slow copy that makes the other branch (table 4); 0 for none
-    other: a second encoder and expander for the second view (table 5): an architecture, or ""
-        to share
+    other: an architecture, with new weights and an expander of its own, for the second view
+        (table 5); "" shares the first view's. Not beside `momentum`
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class VICReg(Method):
         other: str = "",
     ) -> None:
         super().__init__(encoder)
+        if momentum and other:
+            raise ConfigError("vicreg follows one encoder: --method.momentum excludes other")
 
         def expander(width: int) -> nn.Sequential:
             return mlp(width, hidden, hidden, dim, norm=norm, last_bias=False)
@@ -73,7 +76,8 @@ class VICReg(Method):
     def forward(self, batch: Batch, clock: Clock) -> Output:
         # Each view has a BatchNorm pass of its own.
         h = self.encoder(batch.views[0])
-        follow = self.other or nn.Sequential(self.encoder, self.expander)
+        shared = nn.Sequential(self.encoder, self.expander)
+        follow = shared if self.other is None else self.other
         z = [self.expander(h), *(follow(x) for x in batch.views[1:])]
         p = [self.predictor(z_i) for z_i in z]
         t = z if self.teacher is None else [self.teacher(x) for x in batch.views]
