@@ -30,6 +30,14 @@ SMALL = {
 SHARED = {"barlow_twins": False, "byol": False, "deepcluster_v2": True, "dino": True,
           "moco_v1": False, "moco_v2": False, "simclr": True, "simsiam": False, "swav": True,
           "vicreg": False}  # fmt: skip
+# What is trained on several ranks: every method, and options that cross ranks otherwise. Not
+# those that leave gradients of pure rounding, which AdamW would blow up.
+RANKED = {name: (name, {}) for name in SMALL} | {
+    "barlow_twins-asymmetric": ("barlow_twins", {"predictor": True, "stop_gradient": True}),
+    "barlow_twins-entropies": ("barlow_twins", {"loss": "cross_entropy"}),
+    "moco_v2-symmetric": ("moco_v2", {"symmetric": True}),
+    "vicreg-momentum": ("vicreg", {"momentum": 0.9, "predictor": True}),
+}
 NEEDS_TOKENS = {"mae"}
 BATCH, SAMPLES, SIZE = 16, 48, 64
 
@@ -66,9 +74,9 @@ def as_type(batch, dtype):
     return batch
 
 
-def engine(method, total=6, micros=1, lr=0.1, precision="fp32"):
+def engine(method, total=6, micros=1, lr=0.1, precision="fp32", **more):
     plan = Plan(total=total, per_epoch=SAMPLES // BATCH, seed=0, lr=lr, warmup=0,
-                micros=micros, precision=precision, device="cpu")  # fmt: skip
+                micros=micros, precision=precision, device="cpu", **more)  # fmt: skip
     return Engine(method, method.recipe, plan)
 
 

@@ -5,19 +5,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from cases import NEEDS_TOKENS, as_type, clock, engine, loader, make, sweep
+from cases import NEEDS_TOKENS, RANKED, as_type, clock, engine, loader, make, sweep
 from safetensors.torch import save_file
 
-from selfsight import methods
 from selfsight.distributed import gather, process_group, rank, world
+from selfsight.train.regularize import Regularizer
 
 STEPS = 4  # into the second epoch, where banks have been written
 
 
-def trained(name):
+def trained(name, options):
     encoder = "test_vit" if name in NEEDS_TOKENS else "test_resnet"
-    method = make(name, encoder, torch.float64)
-    running = engine(method)
+    method = make(name, encoder, torch.float64, **options)
+    # The regulariser reads all ranks too.
+    extra = Regularizer(covariance=0.1 if "symmetric" in options else 0.0)
+    running = engine(method, regularizer=extra)
     feed = loader(method, rank=rank(), world=world())
     for step in range(STEPS):
         at = clock(step)
@@ -33,10 +35,10 @@ def trained(name):
 def main(folder):
     torch.set_num_threads(1)
     with process_group(torch.device("cpu")):
-        for name in methods.METHODS:
-            state = trained(name)
+        for case, (name, options) in RANKED.items():
+            state = trained(name, options)
             if rank() == 0:
-                save_file(state, folder / f"{name}-{world()}.safetensors")
+                save_file(state, folder / f"{case}-{world()}.safetensors")
         if dist.is_initialized():
             dist.barrier()
 

@@ -1,15 +1,30 @@
 """What every method of the catalogue promises; a new one is tested by its line in cases.py."""
 
 import copy
+import math
 import os
 import socket
 import subprocess
 import sys
+import types
+import typing
 from pathlib import Path
 
 import pytest
 import torch
-from cases import NEEDS_TOKENS, SHARED, SMALL, batch, clock, encoders, engine, make, sweep, train
+from cases import (
+    NEEDS_TOKENS,
+    RANKED,
+    SHARED,
+    SMALL,
+    batch,
+    clock,
+    encoders,
+    engine,
+    make,
+    sweep,
+    train,
+)
 from safetensors.torch import load_file
 
 from selfsight import methods
@@ -193,6 +208,33 @@ def test_an_image_of_the_wrong_size_is_one_clear_line(name, encoder):
             method(data, clock(0))
 
 
+def beyond(kind):
+    """Values just outside of what an annotation allows."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        yield "text"
+        for limits in inner[1:]:
+            yield limits.low if limits.above else limits.low - 1
+            yield from [limits.high + 1] * (limits.high < math.inf)
+    elif origin is typing.Literal:
+        yield "nonsense"
+    elif origin is types.UnionType:
+        yield from (value for part in inner for value in beyond(part))
+    elif kind in (bool, int, float):
+        yield "text"
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_option_refuses_what_it_cannot_mean(name):
+    tried = 0
+    for option, parameter in methods.options(name).items():
+        for value in beyond(parameter.annotation):
+            with pytest.raises(ConfigError, match=rf"--method\.{option} .* must be "):
+                make(name, "test_vit", **{option: value})
+            tried += 1
+    assert tried > len(methods.options(name)) / 2
+
+
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in NEEDS_TOKENS])
 def test_whether_the_second_view_changes_the_first_projection(name):
     """Which views share one BatchNorm pass is a fact of each method."""
@@ -233,11 +275,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_ranks_do_not_change_the_result(folder, name, world):
+@pytest.mark.parametrize("case", RANKED)
+def test_ranks_do_not_change_the_result(folder, case, world):
     """Some steps in float64 with distinct data per rank."""
-    alone = load_file(folder / f"{name}-1.safetensors")
-    together = load_file(folder / f"{name}-{world}.safetensors")
+    alone = load_file(folder / f"{case}-1.safetensors")
+    together = load_file(folder / f"{case}-{world}.safetensors")
     assert alone.keys() == together.keys()
     for key, value in alone.items():
         if not value.numel():

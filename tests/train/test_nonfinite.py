@@ -129,6 +129,14 @@ def test_from_python_it_is_an_error_with_a_code(tmp_path, monkeypatch):
     assert selfsight.load(tmp_path).verdict["h"].state == "diverging"
 
 
+def test_a_short_run_without_one_good_step_is_no_success(tmp_path, monkeypatch):
+    poison(monkeypatch, "nan", range(100), where=0)
+    with pytest.raises(Diverged, match="not finite in any step"):
+        selfsight.pretrain(images(16), out=tmp_path, encoder="test_resnet", batch=8, epochs=1,
+                           quiet=True, precision="fp32")  # fmt: skip
+    assert not (tmp_path / "model").exists()
+
+
 def resident(words):
     """The run, with this process's memory after each step written beside it."""
     from selfsight.cli import main

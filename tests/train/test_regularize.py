@@ -49,3 +49,20 @@ def test_what_has_no_projections_says_so(tmp_path):
 def test_a_misspelt_term_is_named(tmp_path):
     with pytest.raises(ConfigError, match="varance to regularize; did you mean variance"):
         train(tmp_path / "run", regularize={"varance": 1.0})
+
+
+@pytest.mark.parametrize("term", ["variance", "covariance"])
+def test_a_negative_weight_would_reward_collapse(tmp_path, term):
+    with pytest.raises(ConfigError, match=rf"--regularize\.{term} -1\.0: must be 0 or more"):
+        train(tmp_path / "run", regularize={term: -1.0})
+
+
+def test_a_run_refused_in_its_first_step_leaves_nothing(tmp_path):
+    for options in ({"norm_groups": 3}, {"norm_groups": 4}):
+        out = tmp_path / "run"
+        try:
+            train(out, method="moco_v1", options={"queue": 32, **options})
+        except ConfigError as error:
+            assert "16 images, the batch or a part of it, do not divide into 3" in str(error)
+            assert not out.exists()
+    assert (out / "model").is_dir()

@@ -48,6 +48,8 @@ def read(text: str, kind: Any) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _read_union(text, inner)
+    if origin is typing.Annotated:  # its range is checked where the value is used
+        return read(text, inner[0])
     if origin is typing.Literal:
         return {str(choice): choice for choice in inner}[text] if text in map(str, inner) else _no()
     if origin in (tuple, list, Sequence):
@@ -67,6 +69,8 @@ def expects(kind: Any) -> str:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(expects(part) for part in inner)
+    if origin is typing.Annotated:
+        return ", ".join([expects(inner[0]), *map(str, inner[1:])])
     if origin is typing.Literal:
         return " or ".join(map(str, inner))
     if origin in (tuple, list, Sequence):

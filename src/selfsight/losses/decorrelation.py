@@ -29,7 +29,9 @@ def _cross(x: Tensor, y: Tensor, n: int) -> tuple[Tensor, Tensor]:
         other = gram if y is x else y @ y.T
         off = (gram * other).sum() / n**2 - on.square().sum()
         if x.dtype != torch.float64 and off < gram.norm() * other.norm() / (16 * n**2):
-            on, off = (part.to(x.dtype) for part in _cross(x.double(), y.double(), n))
+            wide = x.double()
+            parts = _cross(wide, wide if y is x else y.double(), n)
+            on, off = (part.to(x.dtype) for part in parts)
         return on, off
     c = x.T @ y / n
     on = c.diagonal()

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from selfsight.errors import ConfigError, suggestion
+from selfsight.methods.ranges import fault
 
 METHODS = {
     "barlow_twins": "selfsight.methods.barlow_twins:BarlowTwins",
@@ -69,6 +70,9 @@ def create(name: str, encoder: Any, *, samples: int, **chosen: Any) -> Any:
         if option not in known:
             hint = suggestion(option, known)
             raise ConfigError(f"unknown option {option} of the method {name}{hint}")
+        wanted = fault(chosen[option], known[option].annotation)
+        if wanted:
+            raise ConfigError(f"--method.{option} {chosen[option]} of {name}: must be {wanted}")
     cls = method_class(name)
     if cls.needs_tokens and not encoder.maskable:
         raise ConfigError(

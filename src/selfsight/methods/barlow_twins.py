@@ -14,6 +14,7 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import mlp
 from selfsight.losses import barlow_cross_entropy, barlow_twins
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
+from selfsight.methods.ranges import Count, Positive, Several, Weight
 from selfsight.optim import Recipe
 from selfsight.views.presets import byol_views
 
@@ -40,14 +41,14 @@ class BarlowTwins(Method):
         self,
         encoder: Encoder,
         *,
-        hidden: int = 8192,
-        dim: int = 8192,
-        lambd: float = 0.0051,
-        invariance: float = 1.0,
+        hidden: Count = 8192,
+        dim: Several = 8192,
+        lambd: Weight = 0.0051,
+        invariance: Weight = 1.0,
         normalize: Literal["batch", "centre", "feature", "none"] = "batch",
         norm: bool = True,
         loss: Literal["squares", "cross_entropy"] = "squares",
-        temperature: float = 0.1,
+        temperature: Positive = 0.1,
         stop_gradient: bool = False,
         predictor: bool = False,
         other: str = "",

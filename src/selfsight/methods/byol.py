@@ -15,6 +15,7 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import mlp
 from selfsight.losses import info_nce, negative_cosine
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
+from selfsight.methods.ranges import Count, Positive, Share
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
 from selfsight.schedules import cosine
@@ -40,14 +41,14 @@ class BYOL(Method):
         self,
         encoder: Encoder,
         *,
-        hidden: int = 4096,
-        dim: int = 256,
-        momentum: float = 0.99,
+        hidden: Count = 4096,
+        dim: Count = 256,
+        momentum: Share = 0.99,
         ramp: bool = True,
         predictor: bool = True,
         target: Literal["ema", "stopped", "online"] = "ema",
-        beta: float = 0.0,
-        temperature: float = 0.1,
+        beta: Share = 0.0,
+        temperature: Positive = 0.1,
     ) -> None:
         super().__init__(encoder)
         self.projector = mlp(encoder.dim, hidden, dim, last_bias=False)

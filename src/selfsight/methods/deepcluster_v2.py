@@ -15,6 +15,7 @@ from selfsight.heads import cosines, mlp
 from selfsight.kmeans import spherical_kmeans
 from selfsight.memory import Bank
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep, per_resolution
+from selfsight.methods.ranges import Count, Positive, Several, Whole
 from selfsight.optim import Recipe
 from selfsight.views.presets import crops, simclr_view
 
@@ -39,13 +40,13 @@ class DeepClusterV2(Method):
         encoder: Encoder,
         *,
         samples: int,
-        clusters: int = 3000,
-        heads: int = 3,
-        hidden: int = 2048,
-        dim: int = 128,
-        temperature: float = 0.1,
-        iterations: int = 10,
-        multi_crop: int = 6,
+        clusters: Several = 3000,
+        heads: Count = 3,
+        hidden: Count = 2048,
+        dim: Count = 128,
+        temperature: Positive = 0.1,
+        iterations: Count = 10,
+        multi_crop: Whole = 6,
     ) -> None:
         super().__init__(encoder)
         if clusters > samples:

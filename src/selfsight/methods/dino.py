@@ -16,6 +16,7 @@ from selfsight.heads import Directions, dino_head, mlp
 from selfsight.losses import assignment_cross_entropy, negative_cosine, sinkhorn
 from selfsight.memory import Center
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
+from selfsight.methods.ranges import Count, Positive, Several, Share, Weight, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
 from selfsight.schedules import by_epoch, cosine
@@ -44,19 +45,19 @@ class DINO(Method):
         self,
         encoder: Encoder,
         *,
-        hidden: int = 2048,
-        bottleneck: int = 256,
-        prototypes: int = 65536,
-        momentum: float = 0.996,
+        hidden: Count = 2048,
+        bottleneck: Count = 256,
+        prototypes: Several = 65536,
+        momentum: Share = 0.996,
         ramp: bool = True,
-        temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-        warmup_temperature: float = 0.04,
-        warmup_epochs: int = 0,
+        temperature: Positive = 0.1,
+        teacher_temperature: Positive = 0.04,
+        warmup_temperature: Positive = 0.04,
+        warmup_epochs: Whole = 0,
         centring: Literal["mean", "sinkhorn", "none"] = "mean",
-        center_momentum: float = 0.9,
-        freeze: float = 1.0,
-        multi_crop: int = 8,
+        center_momentum: Share = 0.9,
+        freeze: Weight = 1.0,
+        multi_crop: Whole = 8,
         loss: Literal["cross_entropy", "mse"] = "cross_entropy",
         predictor: bool = False,
     ) -> None:
@@ -72,9 +73,8 @@ class DINO(Method):
         self.teacher_temperature = (warmup_temperature, teacher_temperature, warmup_epochs)
         self.views = dino_views(multi_crop)
         # Differs from the paper: no drop-path in the student.
-        self.recipe = Recipe(
-            optimizer="adamw", lr=5e-4, weight_decay=0.04, weight_decay_end=0.4, last=2e-3,
-            betas=(0.9, 0.999), clip=3.0, clip_each=True)  # fmt: skip
+        self.recipe = Recipe(optimizer="adamw", lr=5e-4, weight_decay=0.04, weight_decay_end=0.4,
+                             last=2e-3, betas=(0.9, 0.999), clip=3.0, clip_each=True)  # fmt: skip
 
     def forward(self, batch: Batch, clock: Clock) -> Output:
         h = per_resolution(self.encoder, batch.views)

@@ -16,6 +16,7 @@ from selfsight.heads import Decoder, sincos_positions
 from selfsight.losses import full_precision, patch_mse
 from selfsight.masking import BLOCKS, ORDERS
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
+from selfsight.methods.ranges import Count
 from selfsight.optim import Recipe
 from selfsight.philox import Purpose
 from selfsight.views.spec import View
@@ -53,10 +54,10 @@ class MAE(Method):
         ratio: float = 0.75,
         masking: Literal["random", "block", "grid"] = "random",
         target: Literal["pixel", "norm", "pca"] = "norm",
-        components: int = 96,
-        depth: int = 8,
-        width: int = 512,
-        heads: int = 16,
+        components: Count = 96,
+        depth: Count = 8,
+        width: Count = 512,
+        heads: Count = 16,
         mask_token: bool = False,
         augment: Literal["none", "fixed", "random", "jitter"] = "random",
     ) -> None:

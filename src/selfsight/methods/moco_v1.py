@@ -16,6 +16,7 @@ from selfsight.encoders.base import Encoder
 from selfsight.losses import queue_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output
+from selfsight.methods.ranges import Count, Positive, Share
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
 from selfsight.views.presets import moco_view
@@ -38,11 +39,11 @@ class MoCoV1(Method):
         self,
         encoder: Encoder,
         *,
-        queue: int = 65536,
-        dim: int = 128,
-        temperature: float = 0.07,
-        momentum: float = 0.999,
-        norm_groups: int = 8,
+        queue: Count = 65536,
+        dim: Count = 128,
+        temperature: Positive = 0.07,
+        momentum: Share = 0.999,
+        norm_groups: Count = 8,
     ) -> None:
         super().__init__(encoder)
         self.projector = nn.Linear(encoder.dim, dim)

@@ -19,6 +19,7 @@ from selfsight.heads import mlp
 from selfsight.losses import queue_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
+from selfsight.methods.ranges import Count, Positive, Share
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
 from selfsight.views.presets import moco_view
@@ -45,15 +46,15 @@ class MoCoV2(Method):
         self,
         encoder: Encoder,
         *,
-        queue: int = 65536,
+        queue: Count = 65536,
         head: Literal["linear", "mlp"] = "mlp",
-        hidden: int | None = None,
-        dim: int = 128,
-        temperature: float = 0.2,
-        momentum: float = 0.999,
+        hidden: Count | None = None,
+        dim: Count = 128,
+        temperature: Positive = 0.2,
+        momentum: Share = 0.999,
         augment: Literal["v1", "v2"] = "v2",
         schedule: Literal["steps", "cosine"] = "cosine",
-        norm_groups: int = 8,
+        norm_groups: Count = 8,
         symmetric: bool = False,
     ) -> None:
         super().__init__(encoder)

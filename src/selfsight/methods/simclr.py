@@ -14,6 +14,7 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import mlp
 from selfsight.losses import info_nce
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
+from selfsight.methods.ranges import Count, Positive, Weight, Whole
 from selfsight.optim import Recipe
 from selfsight.views.presets import crops, simclr_view
 
@@ -36,13 +37,13 @@ class SimCLR(Method):
         self,
         encoder: Encoder,
         *,
-        temperature: float = 0.1,
+        temperature: Positive = 0.1,
         head: Literal["none", "linear", "nonlinear"] = "nonlinear",
-        layers: int = 2,
-        hidden: int | None = None,
-        dim: int = 128,
-        strength: float = 1.0,
-        multi_crop: int = 0,
+        layers: Count = 2,
+        hidden: Count | None = None,
+        dim: Count = 128,
+        strength: Weight = 1.0,
+        multi_crop: Whole = 0,
         mean: bool = False,
     ) -> None:
         super().__init__(encoder)

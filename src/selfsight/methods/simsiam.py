@@ -14,6 +14,7 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import mlp
 from selfsight.losses import negative_cosine
 from selfsight.methods.base import Batch, Clock, Method, Output, apart, pairs
+from selfsight.methods.ranges import Count, Several
 from selfsight.optim import Recipe
 from selfsight.views.presets import moco_view
 
@@ -35,9 +36,9 @@ class SimSiam(Method):
         self,
         encoder: Encoder,
         *,
-        hidden: int = 2048,
-        dim: int = 2048,
-        bottleneck: int = 512,
+        hidden: Count = 2048,
+        dim: Several = 2048,
+        bottleneck: Count = 512,
         predictor: Literal["trained", "none", "fixed"] = "trained",
         predictor_rate: Literal["constant", "cosine"] = "constant",
         stop_gradient: bool = True,

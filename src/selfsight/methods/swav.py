@@ -13,6 +13,7 @@ from selfsight.heads import Prototypes, mlp
 from selfsight.losses import assignment_cross_entropy, sinkhorn
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
+from selfsight.methods.ranges import Count, Positive, Several, Weight, Whole
 from selfsight.optim import Recipe
 from selfsight.views.presets import crops, simclr_view
 
@@ -37,16 +38,16 @@ class SwAV(Method):
         self,
         encoder: Encoder,
         *,
-        prototypes: int = 3000,
-        hidden: int = 2048,
-        dim: int = 128,
-        temperature: float = 0.1,
-        epsilon: float = 0.05,
-        iterations: int = 3,
-        multi_crop: int = 6,
-        queue: int = 0,
-        queue_from: int = 15,
-        freeze: float = 1.0,
+        prototypes: Several = 3000,
+        hidden: Count = 2048,
+        dim: Count = 128,
+        temperature: Positive = 0.1,
+        epsilon: Positive = 0.05,
+        iterations: Whole = 3,
+        multi_crop: Whole = 6,
+        queue: Whole = 0,
+        queue_from: Whole = 15,
+        freeze: Weight = 1.0,
     ) -> None:
         super().__init__(encoder)
         self.projector = mlp(encoder.dim, hidden, dim)

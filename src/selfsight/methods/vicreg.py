@@ -16,6 +16,7 @@ from selfsight.errors import ConfigError
 from selfsight.heads import mlp
 from selfsight.losses import covariance_penalty, full_precision, variance_hinge
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
+from selfsight.methods.ranges import Count, Several, Share, Weight
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
 from selfsight.views.presets import byol_views
@@ -40,15 +41,15 @@ class VICReg(Method):
         self,
         encoder: Encoder,
         *,
-        hidden: int = 8192,
-        dim: int = 8192,
-        invariance: float = 25.0,
-        variance: float = 25.0,
-        covariance: float = 1.0,
+        hidden: Count = 8192,
+        dim: Several = 8192,
+        invariance: Weight = 25.0,
+        variance: Weight = 25.0,
+        covariance: Weight = 1.0,
         norm: bool = True,
         predictor: bool = False,
         stop_gradient: bool = False,
-        momentum: float = 0.0,
+        momentum: Share = 0.0,
         other: str = "",
     ) -> None:
         super().__init__(encoder)

@@ -134,6 +134,7 @@ def resolve(settings: Settings, source: Source) -> Built:
     for term in chosen["regularize"]:
         if term not in terms:
             raise ConfigError(f"unknown term {term} to regularize{suggestion(term, terms)}")
+    Regularizer(**chosen["regularize"])
     reasons["regularize"] = "given" if settings.regularize else "the method's loss alone"
     if chosen["view"] != settings.view:
         reasons["view"] = f"no blur at {size} px, as in SimCLR's appendix B.9"

@@ -72,6 +72,15 @@ class RunFolder:
                 if not self.started:
                     self._vanish()
 
+    def forget(self) -> None:
+        """Take back a run that was refused before its first checkpoint."""
+        if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+            return
+        with contextlib.suppress(OSError):
+            for path in (self.metrics, self.timing, self.skipped, self.record_path):
+                path.unlink(missing_ok=True)
+            self.checkpoints.rmdir()
+
     def _vanish(self) -> None:
         """A run that was refused leaves no folder behind."""
         with contextlib.suppress(OSError):

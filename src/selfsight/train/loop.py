@@ -164,3 +164,5 @@ def run(
             journal.save(done, rejected)
         if code:
             raise Stopped(f"stopped by {signals.name(code)} after step {done}", code)
+    if rejected == plan.total:
+        raise Diverged("the loss or its gradient was not finite in any step; try a lower --lr")

@@ -111,11 +111,10 @@ def pretrain(
             built = replace(built, config=replace(built.config, reasons=recorded["reasons"]))
         try:
             _train(folder, built, source, habits, signals)
-        except torch.OutOfMemoryError:
-            raise ConfigError(
-                f"a batch of {built.config.batch} does not fit into this GPU's memory; take a "
-                "smaller --batch, or compute it in parts with --accumulate 4"
-            ) from None
+        except ConfigError:
+            if recorded is None and rank() == 0:
+                folder.forget()
+            raise
         barrier()
     return Run(folder.path)
 
@@ -317,7 +316,13 @@ def _train(
         sweeper = Sweeper(loader)
         stream = stack.enter_context(closing(loader.stream(start, plan.total, micros=plan.micros)))
         teller.started(start)
-        run(engine, stream, sweeper, journal, signals, rejected=rejected)
+        try:
+            run(engine, stream, sweeper, journal, signals, rejected=rejected)
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"a batch of {config.batch} does not fit into this GPU's memory; take a smaller "
+                "--batch, or compute it in parts with --accumulate 4"
+            ) from None
         if rank() == 0:
             product = built.method.product
             assert isinstance(product, TimmEncoder)

@@ -24,6 +24,11 @@ class Regularizer:
     variance: float = 0.0
     covariance: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, weight in (("variance", self.variance), ("covariance", self.covariance)):
+            if not weight >= 0:
+                raise ConfigError(f"--regularize.{name} {weight}: must be 0 or more")
+
     def __call__(self, projections: Sequence[Tensor]) -> Tensor | float:
         total: Tensor | float = 0.0
         if not self.variance and not self.covariance:

@@ -1,0 +1,63 @@
+"""What values a method's options may have, said in its constructor's annotations."""
+
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from selfsight.errors import suggestion
+
+__all__ = ["Count", "Positive", "Range", "Several", "Share", "Weight", "Whole", "fault"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low`, itself left out if `above`, to `high`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"from {self.low:g} to {self.high:g}"
+        return f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+
+
+Whole = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1)]
+Several = Annotated[int, Range(2)]
+Weight = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Share = Annotated[float, Range(0, 1)]
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def fault(value: Any, kind: Any) -> str:
+    """What `value` should have been, if it is none of `kind`; else nothing."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        wrong = fault(value, inner[0])
+        return wrong or next((str(r) for r in inner[1:] if value not in r), "")
+    if origin in (typing.Union, types.UnionType):
+        wrongs = [fault(value, part) for part in inner]
+        return "" if "" in wrongs else " or ".join(wrongs)
+    if origin is typing.Literal:
+        if value in inner:
+            return ""
+        return f"{' or '.join(map(str, inner))}{suggestion(str(value), map(str, inner))}"
+    if kind is type(None):
+        return "" if value is None else "none"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, bool),
+        int: number and isinstance(value, int),
+        float: number and math.isfinite(value),
+        str: isinstance(value, str),
+    }
+    return "" if fits.get(kind, True) else _WORDS[kind]
