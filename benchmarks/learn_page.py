@@ -94,7 +94,8 @@ def rows(
         below = difference(own, twin, entry.measure)
         simclr = results.get("simclr", {}) if entry.name != "simclr" else {}
         per_epoch = protocol.images // protocol.batch
-        told = {"first": states(own, per_epoch), "last": states(own, None)}
+        # The reading at step `per_epoch` sees the weights as the first epoch left them.
+        told = {"first": states(own, per_epoch + 1), "last": states(own, None)}
         said = {s for when in told.values() for each in when.values() for s in each}
         diverged = sum(result["diverged"] is not None for result in own.values())
         found.append({
@@ -193,7 +194,7 @@ def intact_table(found: Sequence[dict[str, Any]]) -> str:
 
 def failure_table(found: Sequence[dict[str, Any]], twins: dict[str, dict[str, Any]]) -> str:
     columns = ["ablation", "the paper", "seeds", "kNN %", "twin's kNN %", "difference",
-               "reproduced", "verdict in epoch 1", "at the end", "twin in epoch 1",
+               "reproduced", "verdict after epoch 1", "at the end", "twin after epoch 1",
                "twin at the end", "seen", "passes"]  # fmt: skip
     body = []
     for row in found:
@@ -306,8 +307,8 @@ projection; [evaluate.md](evaluate.md) tells how they are judged.
 
 Each ablation differs from its intact twin in what its name says and in nothing else. It is
 reproduced when the 95% interval of the paired difference lies below zero, or when it diverged;
-`seen` says whether a verdict on h or z, in the first epoch or at the end, called it collapsed or
-diverging. `passes` is the rule above: some ablations do worse and still learn.
+`seen` says whether a verdict on h or z, after the first epoch or at the end, called it collapsed
+or diverging. `passes` is the rule above: some ablations do worse and still learn.
 
 {failure_table(broken, {row["name"]: row for row in intact})}
 

@@ -1,7 +1,7 @@
 """Writes docs/methods.md, docs/methods/ and docs/coverage.md: python docs/generate.py
 
 What the methods say of themselves, what benchmarks/results/learn.json measured of them, and
-what docs/coverage.toml says of the slides' rows.
+what docs/coverage.toml says of published tables.
 """
 
 import functools
@@ -40,7 +40,7 @@ number of all views; operators that are off in every view are not shown. The rec
 paper's too, and `epochs` is the length of the paper's run: yours has 100 unless you say
 otherwise. `--lr`, `--weight-decay`, `--warmup` and `--optimizer` replace the other numbers.
 [add-a-method.md](add-a-method.md) tells how to write one more, and
-[coverage.md](coverage.md) which published tables these run.
+[coverage.md](coverage.md) has commands for published tables.
 """
 
 _COVERAGE = f"""\
@@ -48,8 +48,9 @@ _COVERAGE = f"""\
 
 {_COVERAGE_MARK}
 
-The slides that this library sets out to reproduce compare methods in 306 rows of tables, S1 to
-S306 in their order. For each: the commands that run it, or what it waits for.
+This library sets out to reproduce the tables in a series of lectures on self-supervised learning:
+306 rows, S1 to S306 in the lectures' order. For each: the commands that run it and what is
+missing, or what it waits for.
 
 The data are yours. `imagenet`, `imagenet100`, `tinyimagenet`, `places205` and `inaturalist18` are
 folders with `train/` and `val/`; the other sets are [known by name](data.md). `--pretrained`
@@ -103,11 +104,11 @@ def stale(folder: Path = DOCS) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the slides.
+    """A row of the tables.
 
     commands: lines, in which a $NAME takes each of the values in `each`
     python: an expression instead
-    lacks: what of a row that runs cannot be measured yet
+    lacks: what of a row that runs is not measured, or not as published, yet
     later, external: what a row that does not run waits for
     same: the row that this one repeats
     """
@@ -197,7 +198,7 @@ def _coverage() -> str:
     for table, rows in found:
         if table["deck"] != deck:
             deck = table["deck"]
-            parts.append(f"## Deck {deck}")
+            parts.append(f"## Lecture {deck}")
         cells = [(f"S{row.id}", row.what, row.state, _how(row)) for row in rows]
         parts += [f"### {table['title']}", _table(("row", "what", "runs", "how"), cells)]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
@@ -253,8 +254,8 @@ def _method(name: str, rows: list[Row]) -> str:
         "\n".join(f"- {text}" for text in facts["deviations"]) or "Nothing on record.",
         "## Measured",
         _results(_measured(name)),
-        "## Slide rows",
-        f"[Runs](../coverage.md) {', '.join(numbers)}." if numbers else "None.",
+        "## Published tables",
+        f"[Rows](../coverage.md) {', '.join(numbers)}." if numbers else "None.",
         "All methods: [methods.md](../methods.md).",
     ]
     return "\n\n".join(parts) + "\n"

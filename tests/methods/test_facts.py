@@ -8,13 +8,36 @@ import torch.nn.functional as F
 from cases import SAMPLES, batch, clock, engine, make, train
 from torch import nn
 
+from selfsight import philox
 from selfsight.encoders import create_encoder
-from selfsight.losses import barlow_twins, queue_nce, vicreg
+from selfsight.errors import ConfigError
+from selfsight.losses import (
+    barlow_twins,
+    covariance_penalty,
+    queue_nce,
+    sinkhorn,
+    variance_hinge,
+    vicreg,
+)
 from selfsight.methods.base import apart, pairs
+from selfsight.optim import LARS, build, set_rates
+from selfsight.philox import Purpose
 
 
 def loss(method, **options):
     return method(batch(method, **options), clock(0)).loss
+
+
+def gradient(method):
+    """Of the loss with respect to the encoder's parameters and the first head's, in one row."""
+    head = [m for name, m in method.named_children() if name in ("projector", "expander")]
+    params = [p for m in (method.encoder, *head) for p in m.parameters()]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss(method), params)])
+
+
+def both(distance, p, t):
+    """The mean of p¹ against t² and p² against t¹."""
+    return (distance(p[0], t[1]) + distance(p[1], t[0])) / 2
 
 
 def test_moco_takes_the_queue_as_it_was_before_the_batch():
@@ -24,7 +47,7 @@ def test_moco_takes_the_queue_as_it_was_before_the_batch():
     q, k = out.projections
     torch.testing.assert_close(out.loss, queue_nce(q, k, before, 0.2))
     method.after_step(out.carry, clock(0))
-    assert torch.equal(method.queue.rows[:16], k)
+    torch.testing.assert_close(method.queue.rows[:16], F.normalize(k, dim=1))
     assert torch.equal(method.queue.rows[16:], before[:8])
 
 
@@ -33,6 +56,23 @@ def test_moco_keys_get_no_gradient():
     out = method(batch(method), clock(0))
     assert out.projections[0].requires_grad
     assert not out.projections[1].requires_grad
+
+
+@pytest.mark.parametrize("name", ["moco_v1", "moco_v2"])
+def test_moco_keys_see_the_images_that_were_dealt_to_their_group(name):
+    method = make(name, "test_resnet", norm_groups=4)
+    data = batch(method)
+    order = philox.permutation(data.key.seed, data.key.step, Purpose.SHUFFLE, 16).tolist()
+    k = method(data, clock(0)).projections[1]
+    for image in (0, 5):
+        kept = data.views[1][image].clone()
+        data.views[1][image] = kept.flip(0) + 1
+        change = (method(data, clock(0)).projections[1] - k).abs().amax(1)
+        data.views[1][image] = kept
+        first = order.index(image) // 4 * 4
+        group = set(order[first : first + 4])
+        assert set((change > 1e-5).nonzero().flatten().tolist()) == group
+        assert group != set(range(image // 4 * 4, image // 4 * 4 + 4))
 
 
 @pytest.mark.parametrize(("decay", "follows"), [(0.0, True), (1.0, False)])
@@ -122,14 +162,50 @@ def test_barlow_twins_is_the_published_loss_and_its_branches_can_differ():
     assert other.product is other.encoder
 
 
-@pytest.mark.parametrize("options", [{"stop_gradient": True}, {"predictor": True}])
-def test_barlow_twins_asymmetries_change_the_gradient(options):
-    grads = []
-    for extra in ({}, options):
-        method = make("barlow_twins", "test_resnet", **extra)
-        loss(method).backward()
-        grads.append(method.projector[0].weight.grad)
-    assert not torch.allclose(*grads)
+def test_barlow_twins_trains_with_the_official_steps():
+    """Whose gradient lacks a factor of 32, with a decay and a bias rate for that."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (4,)]
+    start = [torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes]
+    # So small that the decay counts.
+    grads = [1e-5 * torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes]
+    ours, theirs = ([nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    recipe = make("barlow_twins", "test_resnet").recipe
+    optimizer = build([{"params": ours}], recipe)
+    set_rates(optimizer, recipe, recipe.lr, 0, 10, 0)
+    official = LARS([
+        {"params": theirs[:1], "lr": 0.2, "weight_decay": 1e-6},
+        {"params": theirs[1:], "lr": 0.0048, "adapt": False},
+    ])  # fmt: skip
+    for p, q, g in zip(ours, theirs, grads, strict=True):
+        p.grad, q.grad = g, g / 32
+    optimizer.step()
+    official.step()
+    for p, q, x in zip(ours, theirs, start, strict=True):
+        torch.testing.assert_close(p - x, q - x, atol=0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "cross_entropy"}])
+def test_barlow_twins_stop_gradient_changes_the_gradient_alone(options):
+    """Each direction leaves one of two equal shares."""
+    plain = make("barlow_twins", "test_resnet", **options)
+    stopped = make("barlow_twins", "test_resnet", stop_gradient=True, **options)
+    torch.testing.assert_close(loss(stopped), loss(plain))
+    torch.testing.assert_close(
+        gradient(stopped), gradient(plain) / 2, atol=1e-4 * gradient(plain).abs().max(), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_barlow_twins_predictor_stands_on_one_side_in_turn(stop):
+    method = make("barlow_twins", "test_resnet", predictor=True, stop_gradient=stop)
+    out = method(batch(method), clock(0))
+    z = out.projections
+    p = [method.predictor(z_i) for z_i in z]
+    torch.testing.assert_close(out.loss, both(barlow_twins, p, z))
+    assert not torch.allclose(out.loss, barlow_twins(*z))
+    out.loss.backward()
+    assert all(p.grad.norm() > 0 for p in method.predictor.parameters())
 
 
 def test_vicreg_is_the_published_loss():
@@ -138,15 +214,57 @@ def test_vicreg_is_the_published_loss():
     torch.testing.assert_close(out.loss, vicreg(*out.projections))
 
 
-def test_vicregs_switches():
-    plain = make("vicreg", "test_resnet")
-    assert loss(make("vicreg", "test_resnet", variance=0.0)) < loss(plain)
-    out = (slow := make("vicreg", "test_resnet", momentum=0.9))(batch(slow), clock(0))
+def vicreg_by_hand(p, t, z):
+    """p is compared with t; z is regularised."""
+    hinge = (variance_hinge(z[0]) + variance_hinge(z[1])) / 2
+    penalty = covariance_penalty(z[0]) + covariance_penalty(z[1])
+    return 25 * both(F.mse_loss, p, t) + 25 * hinge + penalty
+
+
+def test_vicregs_stop_gradient_changes_the_gradient_alone():
+    torch.testing.assert_close(
+        loss(make("vicreg", "test_resnet", stop_gradient=True)), loss(make("vicreg", "test_resnet"))
+    )
+    alone = {"variance": 0.0, "covariance": 0.0}
+    plain = gradient(make("vicreg", "test_resnet", **alone))
+    stopped = gradient(make("vicreg", "test_resnet", stop_gradient=True, **alone))
+    torch.testing.assert_close(stopped, plain / 2, atol=1e-4 * plain.abs().max(), rtol=1e-3)
+
+
+def test_vicregs_slow_copy_is_the_target_and_follows():
+    method = make("vicreg", "test_resnet", momentum=0.9)
+    torch.testing.assert_close(loss(method), loss(make("vicreg", "test_resnet")))
+    last = method.teacher.network.get_submodule("1")[-1].weight
+    last.add_(0.1 * torch.randn(last.shape, generator=torch.Generator().manual_seed(1)))
+    data = batch(method)
+    out = method(data, clock(0))
+    z, t = out.projections, [method.teacher(x) for x in data.views]
+    torch.testing.assert_close(out.loss, vicreg_by_hand(z, t, z))
+    assert not torch.allclose(out.loss, loss(make("vicreg", "test_resnet")))
     out.loss.backward()
-    assert all(p.grad is None for p in slow.teacher.parameters())
-    mixed = make("vicreg", "test_resnet", other="test_vit", predictor=True, stop_gradient=True)
-    loss(mixed).backward()
-    assert all(p.grad is not None for p in mixed.predictor.parameters())
+    assert all(p.grad is None for p in method.teacher.parameters())
+    method.zero_grad(set_to_none=True)
+    before = last.clone()
+    train(method, 1)
+    torch.testing.assert_close(last, 0.9 * before + 0.1 * method.expander[-1].weight)
+
+
+@pytest.mark.parametrize("options", [{}, {"stop_gradient": True}, {"other": "test_vit"}])
+def test_vicregs_predictor_stands_on_one_side(options):
+    method = make("vicreg", "test_resnet", predictor=True, **options)
+    out = method(batch(method), clock(0))
+    z = out.projections
+    p = [method.predictor(z_i) for z_i in z]
+    torch.testing.assert_close(out.loss, vicreg_by_hand(p, z, z))
+    assert not torch.allclose(out.loss, vicreg_by_hand(z, z, z))
+    out.loss.backward()
+    assert all(p.grad is not None for p in method.parameters())
+    assert all(p.grad.norm() > 0 for p in method.predictor.parameters())
+
+
+def test_vicreg_follows_one_encoder():
+    with pytest.raises(ConfigError, match="momentum"):
+        make("vicreg", "test_resnet", momentum=0.9, other="test_vit")
 
 
 def test_dinos_centre_after_one_step_is_a_tenth_of_the_mean():
@@ -177,7 +295,7 @@ def test_dinos_teacher_starts_as_the_student_and_is_the_product():
 
 def test_dinos_teacher_is_uniform_or_certain_by_its_temperature():
     entropies = [
-        (m := make("dino", "test_resnet", teacher_temperature=t, cold=t))(batch(m), clock(0))
+        (m := make("dino", "test_resnet", teacher_temperature=t))(batch(m), clock(0))
         .metrics["teacher_entropy"].item()
         for t in (1e-4, 1e4)
     ]  # fmt: skip
@@ -186,11 +304,25 @@ def test_dinos_teacher_is_uniform_or_certain_by_its_temperature():
 
 
 def test_dinos_teacher_warms_up_by_the_epoch():
-    method = make("dino", "test_resnet", cold=0.02, teacher_temperature=0.06, cold_epochs=3)
+    method = make(
+        "dino", "test_resnet", warmup_temperature=0.02, teacher_temperature=0.06, warmup_epochs=3
+    )
     t = F.normalize(torch.randn(4, 12), dim=1)
-    for at, temperature in ((0, 0.02), (3, 0.04), (6, 0.06), (30, 0.06)):
+    for epoch, temperature in enumerate((0.02, 0.04, 0.06, 0.06)):
         expected = torch.softmax(t / temperature, 1)
-        torch.testing.assert_close(method.target(t, clock(at, total=60)), expected)
+        torch.testing.assert_close(method.target(t, epoch), expected)
+
+
+def test_dinos_head_starts_as_a_transformers_layers():
+    method = make("dino", "test_resnet", hidden=256, bottleneck=64, prototypes=256)
+    layers = [layer for layer in method.projector if isinstance(layer, nn.Linear)]
+    assert len(layers) == 3
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert not layer.bias.any()
+    weight = method.last.weight  # as any linear layer's
+    assert weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.1)
+    assert weight.abs().max() <= 1 / math.sqrt(64)
 
 
 def test_dinos_last_layer_rests_at_first():
@@ -202,12 +334,43 @@ def test_dinos_last_layer_rests_at_first():
     assert not torch.equal(before, method.last.weight)
 
 
-@pytest.mark.parametrize("options", [{"centring": "sinkhorn"}, {"centring": "none"},
-                                     {"loss": "mse"}, {"predictor": True}])  # fmt: skip
-def test_dinos_other_rows_train(options):
-    method = make("dino", "test_resnet", **options)
-    _, steps = train(method, 2)
-    assert all(step.output is not None for step in steps)
+@pytest.mark.parametrize("centring", ["mean", "sinkhorn", "none"])
+def test_dinos_target_by_its_centring(centring):
+    method = make("dino", "test_resnet", centring=centring, teacher_temperature=0.07)
+    t, c = F.normalize(torch.randn(16, 12), dim=1), torch.rand(1, 12)
+    method.center.mean.copy_(c)
+    expected = {
+        "mean": torch.softmax((t - c) / 0.07, 1),
+        "sinkhorn": sinkhorn(t, 0.07),
+        "none": torch.softmax(t / 0.07, 1),
+    }
+    torch.testing.assert_close(method.target(t, 0), expected.pop(centring))
+    assert not any(torch.allclose(method.target(t, 0), other) for other in expected.values())
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_dinos_loss_by_hand(kind, predictor):
+    method = make("dino", "test_resnet", loss=kind, predictor=predictor)
+    passed = []
+    method.predictor.register_forward_hook(lambda _, x, y: passed.append((x[0], y)))
+    data = batch(method)
+    out = method(data, clock(0))
+    # The predictor, if any, is on the student alone.
+    ((x, y),) = passed
+    assert torch.equal(torch.cat(out.projections), y)
+    assert torch.equal(x, y) is not predictor
+    t = method.teacher(torch.cat(data.views[:2])).chunk(2)
+    s = [method.last(z) for z in out.projections]
+    losses = [
+        (F.normalize(s[j], dim=1) - F.normalize(t[i], dim=1)).square().sum(1).mean()
+        if kind == "mse"
+        else F.cross_entropy(s[j] / 0.1, torch.softmax(t[i] / 0.04, 1))
+        for i in range(2) for j in range(4) if i != j
+    ]  # fmt: skip
+    torch.testing.assert_close(out.loss, torch.stack(losses).mean())
+    out.loss.backward()
+    assert all(p.grad.norm() > 0 for p in method.predictor.parameters())
 
 
 def test_groups_set_apart_keep_what_they_said():
