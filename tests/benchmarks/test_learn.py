@@ -292,6 +292,14 @@ def test_the_page(published):
     assert max(map(len, re.sub(r"^\|.*$", "", text, flags=re.MULTILINE).splitlines())) <= 130
 
 
+def test_the_page_is_current():
+    results = learn_page.gathered([*ENTRIES, *FAILURES], PROTOCOL, learn.RESULTS)
+    current = learn_page.PAGE.read_text(encoding="utf-8") == learn_page.page(
+        ENTRIES, FAILURES, PROTOCOL, results
+    )
+    assert current, "run python benchmarks/learn.py --table"
+
+
 def test_a_page_without_results():
     text = learn_page.page(ENTRIES, FAILURES, PROTOCOL, {})
     assert "0 of 0 methods pass" in text
