@@ -33,7 +33,7 @@ def sinkhorn(
     # Q's rows are held relative to their largest entry, and u to that of a cosine, 1, so
     # that nothing leaves float32's range at small ε.
     top = scores.amax(1, keepdim=True)
-    q = (scores - top).div_(epsilon).exp_()
+    q = torch.add(-top / epsilon, scores, alpha=1 / epsilon).exp_()
     if not iterations:
         return q / q.sum(1, keepdim=True)
     u = torch.exp((top[:, 0] - 1) / epsilon)
