@@ -275,7 +275,7 @@ class TestCollapse:
     def test_evidence_has_numbers_and_limits(self) -> None:
         found = verdict(history(*NO_STOP_GRADIENT, dim=1024), "z")
         assert "centred rank 5.9 of 63 (limit 7.56; 51.1 at first) at step 850" in found.evidence
-        assert "spread·√D 0.6 (limit 0.12)" in found.evidence
+        assert "spread·√D 0.6 (limit 0.18)" in found.evidence
         assert found.advice
 
 

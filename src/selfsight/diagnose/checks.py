@@ -6,10 +6,10 @@ normalised. The runs are those of benchmarks/learn.py with seed 0 (N = 64, 10 or
 10,000 CIFAR-10 images, eleven methods and twelve ablations), and shorter ones before them, N to
 128; the limits were chosen in view of them, and the other seeds were not looked at.
 
-- s of z falls to 0.33 of its first value while all is well (DINO; 0.44 DeepCluster-v2). In the
-  first epoch of what collapses it falls to 0.13 (SwAV without equipartition) and to 0.05 to
-  0.08 (BYOL without predictor, DINO without centring or sharpening). Constant plus noise of
-  0.001 has s = 0.001, yet full r: so s counts beside r.
+- s of z falls to 0.25 of its first value, 0.2, while all is well (DINO, the lowest; 0.44
+  DeepCluster-v2). After an epoch of what collapses it has fallen to 0.19 (SwAV without
+  equipartition) and to 0.04 to 0.07 (BYOL without predictor, DINO without centring or
+  sharpening). Constant plus noise of 0.001 has s = 0.001, yet full r: so s counts beside r.
 - r of z falls to 0.18 of its first value and 0.11 m while all is well (SwAV, the lowest).
   Without stop-gradient SimSiam's falls to 0.06, 0.05 m, within an epoch, while the last
   BatchNorm still keeps s at 0.5: so a fall of r counts too.
@@ -47,7 +47,7 @@ _SAMPLES = 32  # fewer samples bound the rank too much to say anything
 _CHANNELS = 8
 _CONSTANT = 0.005  # s that rounding, not images, explains
 _ONE_DIRECTION = 1.5  # r of what varies along one direction, with some noise
-_KEPT = 0.15  # of the first reading's s
+_KEPT = 0.2  # of the first reading's s
 _KEPT_RANK = 0.12  # of the first reading's r
 _SHRUNK = 0.1  # of the first reading's c
 _RISING = 1.25  # over the readings that have to agree
@@ -62,7 +62,7 @@ class _Limits:
     share: float
 
 
-_LIMITS = {"h": _Limits(spread=0.02, share=0.02), "z": _Limits(spread=0.12, share=0.12)}
+_LIMITS = {"h": _Limits(spread=0.02, share=0.02), "z": _Limits(spread=0.18, share=0.12)}
 _ALWAYS = 0.05  # s of z that was never higher
 
 
