@@ -12,7 +12,7 @@ from selfsight.losses.precision import full_precision
 __all__ = ["info_nce", "nt_xent", "queue_nce"]
 
 # Logits held at once: 4 MiB in float32, which stay in a CPU's last cache.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 21
 
 
 @full_precision
