@@ -116,7 +116,7 @@ def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str])
         ),
         (
             [*PRETRAIN, "--method.temperature=hot"],
-            "selfsight pretrain: --method.temperature: expected a number, got hot",
+            "selfsight pretrain: --method.temperature: expected a number, above 0, got hot",
         ),
         (
             [*PRETRAIN, "--method", "simcrl"],
