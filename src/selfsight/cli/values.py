@@ -8,6 +8,7 @@ from inspect import Parameter
 from typing import Any
 
 from selfsight.errors import ConfigError, suggestion
+from selfsight.methods.ranges import WORDS
 
 __all__ = ["annotation", "expects", "read", "shown", "typed"]
 
@@ -78,8 +79,7 @@ def expects(kind: Any) -> str:
         example = "4,2" if ends else ",".join("420195"[: len(inner)])
         what = "names" if inner[:1] == (str,) else "numbers"
         return f"{what} like {'a,b' if what == 'names' else example}"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return words.get(kind, "none" if kind is type(None) else "what only Python can pass")
+    return WORDS.get(kind, "none" if kind is type(None) else "what only Python can pass")
 
 
 def shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from selfsight.errors import suggestion
 
-__all__ = ["Count", "Positive", "Range", "Several", "Share", "Weight", "Whole", "fault"]
+__all__ = ["WORDS", "Count", "Positive", "Range", "Several", "Share", "Weight", "Whole", "fault"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,12 @@ Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Share = Annotated[float, Range(0, 1)]
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
 
 
 def fault(value: Any, kind: Any) -> str:
@@ -60,4 +65,4 @@ def fault(value: Any, kind: Any) -> str:
         float: number and math.isfinite(value),
         str: isinstance(value, str),
     }
-    return "" if fits.get(kind, True) else _WORDS[kind]
+    return "" if fits.get(kind, True) else WORDS[kind]
