@@ -248,7 +248,7 @@ class TestExtract:
 
     def test_a_file_that_went_bad_is_named(self) -> None:
         class Gone(Arrays):
-            def read(self, index: int) -> np.ndarray:
+            def read(self, index: int, least: int = 0) -> np.ndarray:
                 if index == 7:
                     raise Undecodable("an empty file")
                 return super().read(index)

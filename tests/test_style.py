@@ -27,7 +27,7 @@ LAYERS = {
     "heads": "errors philox",
     "masking": "errors philox",
     "meters": "errors philox losses",
-    "views": "errors philox",
+    "views": "errors philox machine",
     "distributed": "errors philox",
     "batchnorm": "errors philox distributed",
     "memory": "errors philox distributed",
@@ -38,7 +38,7 @@ LAYERS = {
     "momentum": "errors philox schedules distributed encoders",
     "methods.base": "errors philox views distributed optim encoders",
     # The loader hands out the batches that methods take.
-    "data": "errors philox views methods.base",
+    "data": "errors philox machine views methods.base",
     "methods": "errors philox schedules losses heads masking views distributed batchnorm memory "
     "kmeans whitening optim encoders momentum methods.base",
     "export": "errors encoders",

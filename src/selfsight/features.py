@@ -21,7 +21,8 @@ from selfsight.data.base import Source
 from selfsight.data.decode import Undecodable
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, DataError, StorageError, suggestion
-from selfsight.views.reference import render, sizes
+from selfsight.views import render
+from selfsight.views.reference import sizes
 from selfsight.views.sample import center
 from selfsight.views.spec import View
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["cores", "keep_pages", "native_bf16"]
+__all__ = ["cache_folder", "cores", "keep_pages", "native_bf16"]
 
 # mallopt's parameter numbers in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -37,6 +37,15 @@ def cores() -> int:
     """Processors that this process may use."""
     affinity: set[int] = getattr(os, "sched_getaffinity", lambda _: set())(0)
     return len(affinity) or os.cpu_count() or 1
+
+
+def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
+    """`cache`, else $SELFSIGHT_CACHE, else $XDG_CACHE_HOME/selfsight, else ~/.cache/selfsight."""
+    if cache is not None:
+        return Path(cache).expanduser()
+    if named := os.environ.get("SELFSIGHT_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "selfsight"
 
 
 def keep_pages() -> bool:

@@ -81,7 +81,7 @@ def _mosaic(
     import numpy as np
     from PIL import Image
 
-    from selfsight.views.reference import render
+    from selfsight.views import render
     from selfsight.views.sample import center, sample
     from selfsight.views.spec import View
 

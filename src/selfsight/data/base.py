@@ -46,9 +46,17 @@ class Source(abc.ABC):
         return len(self.sizes)
 
     @abc.abstractmethod
-    def read(self, index: int) -> Pixels:
+    def read(self, index: int, least: int = 0) -> Pixels:
         """uint8 (H, W, 3), not to be written to; raises Undecodable when a file has
-        gone bad since."""
+        gone bad since.
+
+        least: a half, a quarter or an eighth of the image will do while its short side
+            keeps that many pixels; 0 asks for the whole
+        """
+
+    def stack(self) -> Pixels | None:
+        """All images as one (N, H, W, 3) array where they lie in memory as such."""
+        return None
 
     @abc.abstractmethod
     def path(self, index: int) -> str:
@@ -93,13 +101,17 @@ class Arrays(Source):
         size = np.array(self.images.shape[1:3], np.int32)
         self.sizes = np.broadcast_to(size, (len(images), 2))
 
-    def read(self, index: int) -> Pixels:
+    def read(self, index: int, least: int = 0) -> Pixels:
         image = self.images[index]
         if image.dtype == np.uint16:
             image = np.rint(image / np.float32(257)).astype(np.uint8)
         elif image.dtype != np.uint8:
             image = np.rint(image.astype(np.float32) * 255).astype(np.uint8)
         return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+
+    def stack(self) -> Pixels | None:
+        plain = self.images.dtype == np.uint8 and self.images.shape[3] == 3
+        return self.images if plain else None
 
     def path(self, index: int) -> str:
         return f"{self.name}[{index}]"
@@ -125,8 +137,12 @@ class Subset(Source):
         self.labels = None if source.labels is None else source.labels[indices]
         self.source, self.indices = source, indices
 
-    def read(self, index: int) -> Pixels:
-        return self.source.read(int(self.indices[index]))
+    def read(self, index: int, least: int = 0) -> Pixels:
+        return self.source.read(int(self.indices[index]), least)
+
+    def stack(self) -> Pixels | None:
+        whole = self.source.stack()
+        return None if whole is None else whole[self.indices]
 
     def path(self, index: int) -> str:
         return self.source.path(int(self.indices[index]))

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from selfsight import philox
 from selfsight.data.base import Pixels, Skip, Source, printable
@@ -17,9 +18,9 @@ from selfsight.data.files import allowed_bad
 from selfsight.errors import ConfigError, DataError
 from selfsight.methods.base import Batch, Key
 from selfsight.philox import Purpose
-from selfsight.views import View, expand
-from selfsight.views.reference import render
-from selfsight.views.sample import boxes, sample
+from selfsight.views import View, cpu, expand, render
+from selfsight.views.reference import Images, sizes
+from selfsight.views.sample import Table, boxes, sample
 
 __all__ = ["Loader", "free_memory"]
 
@@ -30,7 +31,7 @@ class Loader:
     """This rank's part of every global batch.
 
     batch: the global batch: images over all ranks and micro-batches of a step
-    threads: of decoding; the pixels do not depend on it
+    threads: that decode and, on a CPU, render; the pixels do not depend on it
     on_skip: called once for each file that has gone bad since the source was opened; its
         place is taken by the next readable image
     max_bad_fraction: how many files may go bad (on each rank) before it is an error
@@ -88,7 +89,9 @@ class Loader:
         needed = 3 * int(source.sizes.astype(np.int64).prod(axis=1).sum())
         self._keep = not source.resident and needed <= ram_bytes
         self._kept: dict[int, Pixels] = {}
-        self._pool = ThreadPoolExecutor(threads, "selfsight-decode") if threads > 1 else None
+        self._threads = threads
+        self._stack = source.stack()
+        self._onboard = _onboard(self._stack, self.device)
 
     @property
     def failures(self) -> int:
@@ -116,25 +119,68 @@ class Loader:
         first = (self.rank * micros + micro) * size
         epoch, place = divmod(step, self.per_epoch)
         start = place * self.global_batch + first
-        index, images = self.images(self.order(epoch)[start : start + size])
         position = step * self.global_batch + first + np.arange(size, dtype=np.int64)
-        extents = np.array([image.shape[:2] for image in images], np.int64)
-        crops, corners = [], []
-        for number, view in enumerate(self.views):
-            table = sample(view, extents, seed=self.seed, position=position, index=number)
-            crops.append(
-                render(images, table, view, mean=self.mean, std=self.std, device=self.device)
-            )
-            corners.append(boxes(table))
+        index, crops, corners = self.render(
+            self.order(epoch)[start : start + size], position, self.views, self.seed
+        )
         return Batch(
             views=crops,
             index=torch.from_numpy(index).to(self.device),
-            boxes=torch.from_numpy(np.stack(corners, axis=1)).to(self.device),
+            boxes=torch.from_numpy(corners).to(self.device),
             key=Key(self.seed, step, torch.from_numpy(position).to(self.device)),
             labels=None
             if self.labels is None
             else torch.from_numpy(self.labels[index]).to(self.device),
         )
+
+    def render(
+        self,
+        wanted: NDArray[np.int64],
+        position: NDArray[np.int64],
+        views: Sequence[View],
+        seed: int,
+    ) -> tuple[NDArray[np.int64], list[Tensor], NDArray[np.float32]]:
+        """The numbers of the images that were read (another's where a file has gone bad), a
+        tensor for each view, and the views' boxes (N, views, 4). Each image is decoded once."""
+        count = len(wanted)
+        index = wanted.copy()
+        corners = np.empty((count, len(views), 4), np.float32)
+
+        def tables(images: Images, part: slice) -> list[Table]:
+            drawn = [
+                sample(view, sizes(images), seed=seed, position=position[part], index=number)
+                for number, view in enumerate(views)
+            ]
+            corners[part] = np.stack([boxes(table) for table in drawn], axis=1)
+            return drawn
+
+        def fetch(part: slice) -> Images:
+            index[part], images = self._fetch(wanted[part])
+            return images
+
+        def paint(part: slice) -> None:
+            images = fetch(part)
+            for view, table, pixels in zip(views, tables(images, part), out, strict=True):
+                cpu.paint(images, table, view, mean=self.mean, std=self.std, out=pixels[part])
+
+        if self.device.type == "cpu":
+            out = [cpu.empty(count, view, torch.float32) for view in views]
+            cpu.in_parts(paint, count, views, self._threads)
+        else:
+            images: Images
+            if self._onboard is not None:
+                images = self._onboard[torch.from_numpy(wanted).to(self.device)]
+                drawn = tables(images, slice(None))
+            else:
+                parts = cpu.in_parts(fetch, count, views, self._threads)
+                images = [image for part in parts for image in part]
+                images, drawn = _cut(images, tables(images, slice(None)))
+            out = [
+                render(images, table, view, mean=self.mean, std=self.std, device=self.device)
+                for view, table in zip(views, drawn, strict=True)
+            ]
+        self._report(wanted.tolist())
+        return index, out, corners
 
     def stream(
         self, start: int, stop: int, micros: int = 1
@@ -162,13 +208,10 @@ class Loader:
     def _step(self, step: int, micros: int) -> list[Batch]:
         return [self.batch(step, micro, micros) for micro in range(micros)]
 
-    def images(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Pixels]]:
-        """The images of these numbers, and the numbers of those that were read: another's
-        where a file has gone bad."""
-        numbers = wanted.tolist()
-        read = self._pool.map if self._pool is not None else map
-        found = list(read(self._next_readable, numbers))
-        self._report(numbers)
+    def _fetch(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], Images]:
+        if self._stack is not None:
+            return wanted, self._stack[wanted]
+        found = [self._next_readable(index) for index in wanted.tolist()]
         return np.array([index for index, _ in found], np.int64), [image for _, image in found]
 
     def _next_readable(self, index: int) -> tuple[int, Pixels]:
@@ -212,6 +255,30 @@ class Loader:
                         if self._on_skip is not None:
                             self._on_skip(self._failed[index].path, self._failed[index].reason)
                     index = (index + 1) % len(self.source)
+
+
+def _onboard(stack: Pixels | None, device: torch.device) -> Tensor | None:
+    """A small data set lives on the GPU, as bytes."""
+    if stack is None or device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return (
+        torch.from_numpy(np.ascontiguousarray(stack)).to(device)
+        if stack.nbytes < free // 4
+        else None
+    )
+
+
+def _cut(images: Sequence[Pixels], tables: Sequence[Table]) -> tuple[list[Pixels], list[Table]]:
+    """Of each image what its views look at, and tables that count from there: the rest need
+    not travel to the device."""
+    edges = np.stack([boxes(table) for table in tables]).astype(np.int64)
+    low = np.minimum(edges[..., :2], edges[..., 2:]).min(axis=0)
+    high = np.maximum(edges[..., :2], edges[..., 2:]).max(axis=0)
+    parts = [
+        image[y0:y1, x0:x1] for image, (x0, y0), (x1, y1) in zip(images, low, high, strict=True)
+    ]
+    return parts, [table.moved(low[:, 1], low[:, 0]) for table in tables]
 
 
 def free_memory() -> int:

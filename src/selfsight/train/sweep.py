@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from selfsight.data.loader import Loader
 from selfsight.distributed import gather, rank, world
 from selfsight.methods.base import Clock
-from selfsight.views.reference import render, sizes
-from selfsight.views.sample import sample
 from selfsight.views.spec import View
 
 __all__ = ["Sweeper"]
@@ -50,8 +48,6 @@ class Sweeper:
 
     def _render(self, index: np.ndarray, view: View, clock: Clock) -> Tensor:
         # A file that has gone bad lends its row to the image that stands in for it.
-        _, images = self.loader.images(index)
         position = _BEYOND + clock.step * self.samples + index
-        table = sample(view, sizes(images), seed=clock.seed, position=position, index=0)
-        loader = self.loader
-        return render(images, table, view, mean=loader.mean, std=loader.std, device=loader.device)
+        _, (x,), _ = self.loader.render(index, position, [view], clock.seed)
+        return x

@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight.views import reference
-from selfsight.views.reference import Images
+from selfsight.machine import cores
+from selfsight.views import cpu
+from selfsight.views.executor import render
+from selfsight.views.reference import Images, sizes
 from selfsight.views.sample import sample
 from selfsight.views.spec import View
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "View", "apply", "expand"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "View", "apply", "expand", "render"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,26 +29,42 @@ def apply(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    threads: int | None = None,
 ) -> list[Tensor]:
     """One (N, 3, size, size) tensor per crop, for a training loop of one's own.
 
     images: uint8 (H, W, 3) arrays of any sizes, or one (N, H, W, 3) array or tensor
     views: what `expand` accepts
     position: the step; the same seed, step and slot in the batch give the same pixels
+    dtype: float32 or bfloat16
+    threads: of the CPU, by default one per core
     """
-    sizes = reference.sizes(images)
-    slots = position * len(sizes) + np.arange(len(sizes), dtype=np.int64)
-    return [
-        reference.render(
-            images,
-            sample(view, sizes, seed=seed, position=slots, index=index),
-            view,
-            mean=mean,
-            std=std,
-            device=device,
-        )
-        for index, view in enumerate(expand(views))
-    ]
+    extents = sizes(images)
+    slots = position * len(extents) + np.arange(len(extents), dtype=np.int64)
+    crops = expand(views)
+    if torch.device(device).type != "cpu":
+        return [
+            render(
+                images,
+                sample(view, extents, seed=seed, position=slots, index=index),
+                view,
+                mean=mean,
+                std=std,
+                device=device,
+                dtype=dtype,
+            )
+            for index, view in enumerate(crops)
+        ]
+    out = [cpu.empty(len(extents), view, dtype) for view in crops]
+
+    def task(part: slice) -> None:
+        for index, (view, pixels) in enumerate(zip(crops, out, strict=True)):
+            table = sample(view, extents[part], seed=seed, position=slots[part], index=index)
+            cpu.paint(images[part], table, view, mean=mean, std=std, out=pixels[part])
+
+    cpu.in_parts(task, len(extents), crops, threads or cores())
+    return out
 
 
 def expand(views: View | Sequence[View]) -> list[View]:

@@ -16,7 +16,7 @@ from selfsight import philox
 from selfsight.errors import DataError
 from selfsight.philox import Purpose
 from selfsight.views.sample import ORDERS, Table
-from selfsight.views.spec import View
+from selfsight.views.spec import XYZ, View
 
 __all__ = ["Images", "render", "sizes"]
 
@@ -24,13 +24,6 @@ Images = Sequence[np.ndarray] | np.ndarray | Tensor
 
 # Values worked on at a time: bounds the memory and stays in the cache.
 _CHUNK = 2**20
-
-# Row of XYZ / white point of D65 for linear red, green and blue.
-_XYZ = (
-    (0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047),
-    (0.2126729, 0.7151522, 0.0721750),
-    (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
-)
 
 
 def render(
@@ -319,7 +312,7 @@ def _lab(x: Tensor) -> Tensor:
     """sRGB under D65 to CIE Lab as L / 50 - 1, a / 110, b / 110."""
     linear = torch.where(x > 0.04045, _power((x + 0.055) / 1.055, 2.4), x / 12.92)
     r, g, b = linear.unbind(1)
-    t = torch.stack([m[0] * r + m[1] * g + m[2] * b for m in _XYZ], dim=1)
+    t = torch.stack([m[0] * r + m[1] * g + m[2] * b for m in XYZ], dim=1)
     f = torch.where(t > 216 / 24389, _power(t, 1 / 3), (24389 / 27 * t + 16) / 116)
     fx, fy, fz = f.unbind(1)
     lightness = 116 * fy - 16

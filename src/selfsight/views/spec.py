@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from selfsight.errors import ConfigError, suggestion
 
-__all__ = ["View"]
+__all__ = ["XYZ", "View"]
 
 Range = tuple[float, float]
 
@@ -13,6 +13,13 @@ _SPACES = ("rgb", "lab", "raw")
 _PROBABILITIES = (
     *("flip", "rotate", "jitter_p", "gray", "blur"),
     *("solarize", "equalize", "cutout", "noise", "sobel"),
+)
+
+# Row of XYZ / white point of D65 for linear red, green and blue.
+XYZ = (
+    (0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047),
+    (0.2126729, 0.7151522, 0.0721750),
+    (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
 )
 
 

@@ -1,0 +1,197 @@
+"""The views' executor on the CPU: one compiled pass per view, from bytes to normalised floats."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numba import types
+from torch import Tensor
+
+from selfsight.errors import ConfigError, DataError
+from selfsight.views import photometry
+from selfsight.views.compiled import kernel, loose
+from selfsight.views.geometry import most_taps, resample
+from selfsight.views.reference import Images, sizes
+from selfsight.views.sample import ORDERS, Table
+from selfsight.views.spec import View
+
+__all__ = ["empty", "in_parts", "paint", "render"]
+
+Result = TypeVar("Result")
+
+_SPACES = ("raw", "rgb", "lab")
+_ORDERS = ORDERS.astype(np.int64)
+_PER_PIXEL = 4e-9  # seconds, of one view on one core
+_TASK = 2e-3  # seconds that are worth a thread's while
+
+
+def render(
+    images: Images,
+    table: Table,
+    view: View,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    threads: int = 1,
+) -> Tensor:
+    """(N, 3, size, size) in channels_last order: row i of the table on image i."""
+    count = len(sizes(images))
+    if count != len(table):
+        raise DataError(f"{count} images for {len(table)} rows of a view's table")
+    out = empty(count, view, dtype)
+
+    def task(part: slice) -> None:
+        paint(images[part], table.take(part), view, mean=mean, std=std, out=out[part])
+
+    in_parts(task, count, [view], threads)
+    return out
+
+
+def empty(count: int, view: View, dtype: torch.dtype) -> Tensor:
+    """What `paint` fills."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"views on a CPU are float32 or bfloat16, not {dtype}")
+    shape = (count, 3, view.size, view.size)
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+
+
+def in_parts(
+    task: Callable[[slice], Result], count: int, views: Sequence[View], threads: int
+) -> list[Result]:
+    """What `task` answers for parts of range(count), each long enough to be worth a thread's
+    while, in their order."""
+    step = max(1, round(_TASK / (_PER_PIXEL * sum(view.size**2 for view in views))))
+    parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    if min(threads, len(parts)) < 2:
+        return [task(part) for part in parts]
+    return list(_pool(threads).map(task, parts))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "selfsight-views")
+
+
+# A fork takes no threads along.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def paint(
+    images: Images,
+    table: Table,
+    view: View,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out: Tensor,
+) -> None:
+    """Row i of the table on image i, into out[i], by the calling thread alone.
+
+    out: (N, 3, size, size) in channels_last order, float32 or bfloat16
+    """
+    flat = out.permute(0, 2, 3, 1).view(len(out), -1)
+    single, half = np.empty((0, 0), np.float32), np.empty((0, 0), np.int16)
+    if out.dtype == torch.float32:
+        single = flat.numpy()
+    else:
+        half = flat.view(torch.int16).numpy()
+    scale, shift = np.ones(3, np.float32), np.zeros(3, np.float32)
+    if view.space == "rgb":
+        scale /= np.array(std, np.float32)
+        shift -= np.array(mean, np.float32) * scale
+    shade = (view.space == "lab", scale, shift)
+    address = (table.seed & (2**64 - 1), table.index)
+    values, position = np.ascontiguousarray(table.values), np.ascontiguousarray(table.position)
+    for rows, stack in _stacks(images, view):
+        _paint(
+            stack.reshape(len(stack), -1), stack.shape[1:3], values[rows], position[rows], *address,
+            view.size, view.blur_kernel, *shade, single[rows], half[rows],
+        )  # fmt: skip
+
+
+def _stacks(images: Images, view: View) -> Iterator[tuple[slice, np.ndarray]]:
+    """Small images of one size together, others one by one: a call costs microseconds."""
+    if not isinstance(images, np.ndarray | Tensor):
+        height, width, _ = images[0].shape
+        alike = all(image.shape == images[0].shape for image in images)
+        if not alike or height * width > view.size**2:
+            for i, image in enumerate(images):
+                yield slice(i, i + 1), np.ascontiguousarray(image)[None]
+            return
+        images = np.stack(images)
+    yield slice(None), np.ascontiguousarray(images)
+
+
+@kernel(
+    types.Array(types.uint8, 2, "C", readonly=True), types.UniTuple(types.int64, 2),
+    types.float32[:, ::1], types.int64[::1], types.uint64, types.int64,
+    types.int64, types.int64, types.boolean, types.float32[::1], types.float32[::1],
+    types.float32[:, ::1], types.int16[:, ::1],
+)  # fmt: skip
+def _paint(  # type: ignore[no-untyped-def]
+    images, extent, table, position, seed, index, size, taps, lab, scale, shift, single, half
+):
+    n = size * size
+    wide = (size + 15) // 16 * 16
+    # Pixels are made in fours, sixteens and pairs of rows: what is too many falls behind.
+    room = np.zeros((4, (wide + taps) * size + wide + 16), np.float32)
+    r, g, b, work = room[0], room[1], room[2], room[3]
+    height, width = extent
+    lines = np.zeros((2, 3 * width + 16), np.float32)
+    most = most_taps(max(height, width), size)
+    places = (np.empty(size, np.uint64), np.empty(wide, np.uint64))
+    weights = (np.empty((size, most), np.float32), np.empty((wide, most), np.float32))
+    flat = np.empty(3 * n if half.size else 0, np.float32)
+    for i in range(len(table)):
+        t = table[i]
+        resample(
+            images[i], width, (int(t[0]), int(t[1]), int(t[2]), int(t[3])), t[4] > 0,
+            size, (r, g, b), lines, places, weights,
+        )  # fmt: skip
+        if t[5] > 0:
+            photometry.turn(r, g, b, work, size, int(t[5]))
+        photometry.jitter(r, g, b, n, _ORDERS[int(t[6])], t[7], t[8], t[9], t[10])
+        if t[11] > 0:
+            photometry.gray(r, g, b, n)
+        if t[12] > 0:
+            photometry.blur((r, g, b), work, size, taps, t[12])
+        if t[13] > 0:
+            photometry.solarize(r, g, b, n)
+        if t[14] > 0:
+            photometry.equalize(r, g, b, n)
+        if t[15] >= 0:
+            photometry.cutout(r, g, b, size, t[15], t[16])
+        if t[17] > 0:
+            photometry.noise(r, g, b, n, t[17], seed, position[i], index)
+        if t[18] > 0:
+            photometry.sobel(r, g, b, work, size)
+        if lab:
+            photometry.lab(r, g, b, n)
+        if half.size:
+            _store(r, g, b, n, scale, shift, flat)
+            _round(flat.view(np.int32), half[i])
+        else:
+            _store(r, g, b, n, scale, shift, single[i])
+
+
+@loose
+def _store(r, g, b, n, scale, shift, out):  # type: ignore[no-untyped-def]
+    s0, s1, s2 = scale[0], scale[1], scale[2]
+    t0, t1, t2 = shift[0], shift[1], shift[2]
+    for i in range(n):
+        out[3 * i] = r[i] * s0 + t0
+        out[3 * i + 1] = g[i] * s1 + t1
+        out[3 * i + 2] = b[i] * s2 + t2
+
+
+@loose
+def _round(bits, out):  # type: ignore[no-untyped-def]
+    """The upper halves of float32, to the nearest, ties to even."""
+    for i in range(len(bits)):
+        odd = (bits[i] >> 16) & 1
+        out[i] = np.int16((bits[i] + 0x7FFF + odd) >> 16)
