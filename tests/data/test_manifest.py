@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from selfsight.data import Source, files, open_source
-from selfsight.data.manifest import cache_folder
+from selfsight.machine import cache_folder
 
 Photos = Callable[..., Path]
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "views": "draw what a method sees of your images",
     "doctor": "check this machine and this installation",
     "check": "check every image of a data set before training",
+    "pack": "write images into tar shards, in their order",
 }
 
 _HELP = """\

@@ -1,9 +1,12 @@
 """From the bytes of a file to RGB pixels, or a short reason why not.
 
 Untrusted bytes meet only Pillow, and only seven of its formats, told apart by content.
+JPEGs whose header it accepts meet libjpeg-turbo first; what that refuses or warns of is
+Pillow's to judge.
 
 - at most MAX_PIXELS pixels, refused before they are allocated (Pillow itself refuses
-  WebP, TIFF and GIF beyond 179 million)
+  WebP, TIFF and GIF beyond 179 million); of a JPEG at most MAX_SCANS scans, and no more
+  pixels than its bytes can hold
 - the first frame of animations and multi-page files
 - EXIF orientation applied; colour profiles ignored: values are taken as stored
 - transparency composited over WHITE
@@ -17,6 +20,7 @@ import io
 import os
 import re
 import stat
+import struct
 import zlib
 
 import numpy as np
@@ -34,11 +38,14 @@ from PIL import (
 )
 from PIL import __version__ as _pillow
 
+from selfsight.data import jpeg
+
 __all__ = [
     "DECODER",
     "FORMATS",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "MAX_SCANS",
     "WHITE",
     "Undecodable",
     "decode",
@@ -50,10 +57,11 @@ Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 200_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # the largest accepted image uncompressed, 16 bits and alpha
+MAX_SCANS = 100  # of a JPEG; encoders make about ten
 WHITE = (255, 255, 255)
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Goes into the manifest's key: raise the last number when the same bytes decode differently.
-DECODER = f"pillow {_pillow}, rules 1"
+DECODER = ", ".join(filter(None, (f"pillow {_pillow}", jpeg.FAST, "rules 2")))
 
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
@@ -112,8 +120,12 @@ def read_bytes(
         raise Undecodable(f"cannot be read: {reason}") from None
 
 
-def decode(source: bytes | str | os.PathLike[str]) -> Pixels:
-    """uint8 (H, W, 3) from a file's content or path."""
+def decode(source: bytes | str | os.PathLike[str], least: int = 0) -> Pixels:
+    """uint8 (H, W, 3) from a file's content or path.
+
+    least: a JPEG may come at a half, a quarter or an eighth of its size while its short
+        side keeps that many pixels; 0 asks for the whole
+    """
     data = source if isinstance(source, bytes) else read_bytes(source)[0]
     if not data:
         raise Undecodable("an empty file")
@@ -125,12 +137,11 @@ def decode(source: bytes | str | os.PathLike[str]) -> Pixels:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Undecodable(f"{width}×{height} is more than {MAX_PIXELS} pixels")
-            if kind == "GIF":
-                _check_gif(image, data)
-            image.load()
-            if kind == "PNG":
-                _check_png(data)
-            return np.ascontiguousarray(_upright(_rgb(image), _orientation(image)))
+            if isinstance(image, JpegImagePlugin.JpegImageFile):
+                pixels = _jpeg(image, data, least)
+            else:
+                pixels = _whole(kind, image, data)
+            return np.ascontiguousarray(_upright(pixels, _orientation(image)))
     except (Undecodable, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -154,6 +165,25 @@ def _open(kind: str, data: bytes) -> ImageFile.ImageFile:
         "WEBP": WebPImagePlugin.WebPImageFile,
     }
     return classes[kind](io.BytesIO(data))
+
+
+def _jpeg(image: JpegImagePlugin.JpegImageFile, data: bytes, least: int) -> Pixels:
+    _check_jpeg(image, data)
+    scale = jpeg.scale(image.size, least)
+    pixels = jpeg.fast(data, image.size, scale) if image.mode in ("L", "RGB") else None
+    if pixels is None:
+        image.draft(None, (image.width // scale, image.height // scale))
+        pixels = _rgb(image)
+    return pixels
+
+
+def _whole(kind: str, image: ImageFile.ImageFile, data: bytes) -> Pixels:
+    if kind == "GIF":
+        _check_gif(image, data)
+    image.load()
+    if kind == "PNG":
+        _check_png(data)
+    return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Pixels:
@@ -210,6 +240,24 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
+
+
+def _check_jpeg(image: JpegImagePlugin.JpegImageFile, data: bytes) -> None:
+    """A few hundred bytes can ask for gigabytes, or for hours."""
+    assert image.fp is not None
+    width, height = image.size
+    header = data[: image.fp.tell()]
+    # Each block of 8×8 takes a bit at least, except by arithmetic coding; uneven sampling
+    # leaves some components fewer blocks, never fewer than half as many in all.
+    arithmetic = b"\xff\xc9" in header or b"\xff\xca" in header
+    if width * height > 1024 * len(data) and not arithmetic:
+        raise Undecodable(f"truncated JPEG: {len(data)} bytes for {width}×{height} pixels")
+    # A first scan with all components is the only one, except in progressive files.
+    layers = image.layers
+    first = b"\xff\xda" + struct.pack(">HB", 6 + 2 * layers, layers)
+    alone = header.startswith(first, len(header) - 8 - 2 * layers)
+    if ("progressive" in image.info or not alone) and jpeg.scans_beyond(data, MAX_SCANS):
+        raise Undecodable(f"a JPEG of more than {MAX_SCANS} scans")
 
 
 def _check_png(data: bytes) -> None:

@@ -9,27 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from selfsight.data import manifest
+from selfsight.data import manifest, shards
 from selfsight.data.base import Pixels, Progress, Skip, Source, printable
-from selfsight.data.decode import FORMATS, Undecodable, decode, read_bytes, sniff
-from selfsight.data.listing import LEADS_OUT, Entry, Listing
+from selfsight.data.decode import FORMATS, MAX_BYTES, Undecodable, decode, read_bytes, sniff
+from selfsight.data.listing import LEADS_OUT, Entry, Listing, promises_image
 from selfsight.data.manifest import Manifest
 from selfsight.errors import DataError
+from selfsight.machine import cores
 
 __all__ = ["Files", "allowed_bad", "open_files"]
 
-# Names that promise an image, readable here or not. A file with another name that holds no
-# known format (notes, annotations, films) is listed as skipped but is not a bad image.
-_SUFFIXES = (
-    *(".apng", ".avif", ".bmp", ".dib", ".eps", ".fits", ".gif", ".heic", ".heif", ".j2k"),
-    *(".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pbm", ".pfm", ".pgm", ".png"),
-    *(".pnm", ".ppm", ".ps", ".psd", ".svg", ".tga", ".tif", ".tiff", ".webp"),
-)
 _HEAD = 16
 
 
 class Files(Source):
-    """Regular files below a root, checked and numbered by the opening pass."""
+    """Regular files below a root, or members of tar files there, checked and numbered by the
+    opening pass."""
 
     def __init__(self, name: str, root: str, found: Manifest, labels: bool | None) -> None:
         """labels: True when there must be, None when there may be."""
@@ -41,21 +36,34 @@ class Files(Source):
         if len(missing) == 0:
             self.labels, self.classes = found.labels.astype(np.int64), found.classes
         elif labels:
+            advice = (
+                "put images in one sub-folder per class, or give a CSV with the columns path,label"
+            )
+            if len(found.members):
+                advice = f"write the class of KEY.jpg into a member KEY{shards.LABEL} beside it"
             raise DataError(
                 f"{name} has no label for {len(missing)} of {len(found)} images, the first is "
-                f"{printable(self.path(int(missing[0])))}; put images in one sub-folder per class, "
-                "or give a CSV with the columns path,label"
+                f"{printable(self.path(int(missing[0])))}; {advice}"
             )
 
-    def read(self, index: int) -> Pixels:
-        data, status = read_bytes(os.path.join(self._root, self.path(index)))
-        seen = (status.st_size, status.st_mtime_ns)
+    def read(self, index: int, least: int = 0) -> Pixels:
+        return decode(self.content(index), least)
+
+    def content(self, index: int) -> bytes:
+        """The bytes the opening pass found; raises Undecodable when they are gone."""
         found = self._found
-        if seen != (found.lengths[index], found.modified[index]) and (
+        path, size, offset = found.place(index)
+        data, status = _read(self._root, path, offset, int(found.lengths[index]))
+        if (status.st_size, status.st_mtime_ns) != (size, found.modified[index]) and (
             hashlib.sha256(data).digest() != self.digest(index)
         ):
             raise Undecodable("changed since the data set was opened")
-        return decode(data)
+        return data
+
+    def member(self, index: int) -> str:
+        """Its path; in a shard, its name there."""
+        shard, _, offset = self._found.place(index)
+        return self.path(index)[len(shard) + 1 :] if offset else shard
 
     def path(self, index: int) -> str:
         return self._found.path(index)
@@ -83,7 +91,9 @@ def open_files(
     """The usable files of a listing, from its manifest or by reading each once."""
     found = manifest.fetch(listing, cache)
     if found is None:
-        found = _examine_all(name, listing, progress)
+        # What lies in shards is looked up once, too: the manifest is known by the shards.
+        images = shards.members(listing) if listing.shards else listing
+        found = _examine_all(name, images, progress)
         manifest.store(found, listing, cache)
     allowed = allowed_bad(max_bad_fraction, len(found) + found.bad)
     if found.bad > allowed:
@@ -137,7 +147,7 @@ def _examine_all(name: str, listing: Listing, progress: Progress | None) -> Mani
 
 
 def _examine_each(listing: Listing, progress: Progress | None) -> Iterable[tuple[Entry, _Finding]]:
-    threads = os.cpu_count() or 1
+    threads = cores()
     done, total = 0, len(listing.entries)
     # A bounded number at a time: a million waiting tasks would weigh a gigabyte, and
     # Ctrl-C should not wait for many photos.
@@ -152,16 +162,26 @@ def _examine_each(listing: Listing, progress: Progress | None) -> Iterable[tuple
 
 
 def _examine(listing: Listing, entry: Entry) -> _Finding:
-    path = os.path.join(listing.root, entry.path)
-    named = listing.explicit or os.path.splitext(entry.path)[1].lower() in _SUFFIXES
+    place = listing.root, entry.shard or entry.path, entry.offset, entry.size
+    named = listing.explicit or promises_image(entry.path)
     try:
-        if not named and sniff(read_bytes(path, _HEAD)[0]) is None:
+        if not named and sniff(_read(*place, _HEAD)[0]) is None:
             return _Finding(reason="not an image", meant=False)
-        data, _ = read_bytes(path)
+        data, _ = _read(*place)
         height, width, _ = decode(data).shape
     except Undecodable as error:
         return _Finding(reason=str(error))
     return _Finding((height, width), hashlib.sha256(data).digest(), sniff(data) or "")
+
+
+def _read(
+    root: str, path: str, offset: int, length: int, first: int = 0
+) -> tuple[bytes, os.stat_result]:
+    """A file, or from an offset on `length` bytes of one; of either only its `first` bytes."""
+    whole = os.path.join(root, path)
+    if offset:
+        return shards.read_range(whole, offset, min(length, first or length))
+    return read_bytes(whole, first or MAX_BYTES)
 
 
 def _no_image(name: str, count: int, skipped: list[Skip]) -> str:

@@ -10,9 +10,27 @@ from pathlib import Path
 from selfsight.data.base import Skip
 from selfsight.errors import DataError
 
-__all__ = ["LEADS_OUT", "Entry", "Listing", "list_file", "list_folder"]
+__all__ = [
+    "LEADS_OUT",
+    "SHARD",
+    "Entry",
+    "Listing",
+    "list_file",
+    "list_folder",
+    "list_shard",
+    "promises_image",
+]
 
 LEADS_OUT = "a link that leads out of the folder"
+SHARD = ".tar"
+
+# Names that promise an image, readable here or not. A file with another name that holds no
+# known format (notes, annotations, films) is listed as skipped but is not a bad image.
+_SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".dib", ".eps", ".fits", ".gif", ".heic", ".heif", ".j2k"),
+    *(".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pbm", ".pfm", ".pgm", ".png"),
+    *(".pnm", ".ppm", ".ps", ".psd", ".svg", ".tga", ".tif", ".tiff", ".webp"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +39,17 @@ class Entry:
 
     size, modified: as found, in bytes and nanoseconds; -1 when the file cannot be seen
     label: the name of its class, empty when it has none
+    shard, offset, shard_size: of a member of a tar file, which file that is, where in it the
+        `size` bytes begin, and its length; `path` is then the shard's and the member's name
     """
 
     path: str
     size: int
     modified: int
     label: str
+    shard: str = ""
+    offset: int = 0
+    shard_size: int = 0
 
 
 @dataclass
@@ -36,11 +59,13 @@ class Listing:
     unreadable: folders that could not be looked into
     origin: tells listings of different making apart
     explicit: somebody wrote the entries down, so each is meant to be an image
+    shards: the entries are tar files, and the images are their members
     """
 
     root: str
     origin: str
     explicit: bool = False
+    shards: bool = False
     entries: list[Entry] = field(default_factory=list)
     refused: list[Skip] = field(default_factory=list)
     unreadable: list[Skip] = field(default_factory=list)
@@ -51,14 +76,45 @@ def list_folder(root: Path, *, follow_links: bool = False) -> Listing:
 
     Hidden names are left out. A link inside the folder adds a file only when the walk
     has not met it under its own name; a link that leads outside needs `follow_links`.
-    The label of a file is the first folder on its path.
+    The label of a file is the first folder on its path. A folder with tar files and not one
+    file that is named as an image is a folder of shards.
     """
     walk = _Walk(os.path.realpath(root), follow_links)
     walk.run()
     found = walk.listing
+    _part_tars(found)
     found.entries.sort(key=lambda entry: os.fsencode(entry.path))
     found.refused.sort(key=lambda skip: os.fsencode(skip.path))
     return found
+
+
+def list_shard(file: Path) -> Listing:
+    """One tar file."""
+    root, status = os.path.realpath(file.parent), os.stat(file)
+    listing = Listing(root, f"shard {os.path.join(root, file.name)}", shards=True)
+    listing.entries.append(Entry(file.name, status.st_size, status.st_mtime_ns, ""))
+    return listing
+
+
+def promises_image(path: str) -> bool:
+    """Its name is that of an image."""
+    return os.path.splitext(path)[1].lower() in _SUFFIXES
+
+
+def _part_tars(found: Listing) -> None:
+    """Shards or loose images, never both: a tar file that lies beside images is as a rule
+    what they were unpacked from."""
+    tars = [entry for entry in found.entries if entry.path.lower().endswith(SHARD)]
+    if not tars:
+        return
+    rest = [entry for entry in found.entries if not entry.path.lower().endswith(SHARD)]
+    found.shards = not any(promises_image(entry.path) for entry in rest)
+    if found.shards:
+        found.origin = f"shards in {found.origin}"
+        found.entries, others, reason = tars, rest, "neither a shard nor an image"
+    else:
+        found.entries, others, reason = rest, tars, "a tar file beside images; open it by its name"
+    found.refused += [Skip(entry.path, reason) for entry in others]
 
 
 class _Walk:

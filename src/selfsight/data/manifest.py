@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,9 +22,9 @@ from selfsight.data.base import Skip
 from selfsight.data.decode import DECODER, FORMATS
 from selfsight.data.listing import Entry, Listing
 
-__all__ = ["Manifest", "cache_folder", "fetch", "store"]
+__all__ = ["Manifest", "fetch", "store"]
 
-_VERSION = 1
+_VERSION = 2
 _HEAD = "head.json"
 _ABANDONED = 3600  # seconds after which an unfinished manifest is somebody's who was killed
 
@@ -38,6 +38,9 @@ class Manifest:
     lengths, modified, digests: the file's bytes, its time in ns, SHA-256 of its content
     formats: numbers of FORMATS
     bad: how many of `skipped` were meant to be images
+    members: (N, 3) of images in shards: how many bytes of the path name the shard, where in
+        it the image begins, the shard's length (`modified` is the shard's, too); no rows for
+        images in files of their own
     """
 
     paths: NDArray[np.uint8]
@@ -52,6 +55,7 @@ class Manifest:
     fingerprint: str
     skipped: tuple[Skip, ...]
     bad: int
+    members: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 3), np.int64))
 
     @classmethod
     def build(
@@ -71,6 +75,11 @@ class Manifest:
         for entry, name, digest in zip(entries, names, digests, strict=True):
             label = os.fsencode(entry.label)
             total.update(b"%s\0%s\0%d\0%s" % (name, label, entry.size, digest))
+        members = [
+            (len(os.fsencode(entry.shard)), entry.offset, entry.shard_size)
+            for entry in entries
+            if entry.shard
+        ]
         return cls(
             paths=np.frombuffer(b"".join(names), np.uint8),
             offsets=np.cumsum([0, *map(len, names)], dtype=np.int64),
@@ -84,6 +93,7 @@ class Manifest:
             fingerprint=total.hexdigest(),
             skipped=tuple(skipped),
             bad=bad,
+            members=np.array(members, np.int64).reshape(-1, 3),
         )
 
     def __len__(self) -> int:
@@ -92,6 +102,14 @@ class Manifest:
     def path(self, index: int) -> str:
         start, stop = self.offsets[index], self.offsets[index + 1]
         return os.fsdecode(self.paths[start:stop].tobytes())
+
+    def place(self, index: int) -> tuple[str, int, int]:
+        """Path and length of the file that holds it, and where in it: 0 for the whole."""
+        if not len(self.members):
+            return self.path(index), int(self.lengths[index]), 0
+        named, offset, size = map(int, self.members[index])
+        start = self.offsets[index]
+        return os.fsdecode(self.paths[start : start + named].tobytes()), size, offset
 
     def save(self, folder: Path) -> None:
         """Into an existing folder; the head comes last."""
@@ -136,16 +154,8 @@ class Manifest:
         )
 
 
-_COLUMNS = tuple(field.name for field in fields(Manifest))[:8]
-
-
-def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """`cache`, else $SELFSIGHT_CACHE, else $XDG_CACHE_HOME/selfsight, else ~/.cache/selfsight."""
-    if cache is not None:
-        return Path(cache).expanduser()
-    if named := os.environ.get("SELFSIGHT_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "selfsight"
+_IN_HEAD = ("classes", "fingerprint", "skipped", "bad")
+_COLUMNS = tuple(column.name for column in fields(Manifest) if column.name not in _IN_HEAD)
 
 
 def fetch(listing: Listing, cache: Path) -> Manifest | None:

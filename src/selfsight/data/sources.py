@@ -1,4 +1,4 @@
-"""One way to open any data: a folder, a list, an array file, a set by name, an array."""
+"""One way to open any data: a folder, shards, a list, an array file, a set by name, an array."""
 
 import os
 import zipfile
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from selfsight.data.base import Arrays, Progress, Skip, Source
 from selfsight.data.files import open_files
-from selfsight.data.listing import list_file, list_folder
-from selfsight.data.manifest import cache_folder
+from selfsight.data.listing import SHARD, list_file, list_folder, list_shard
 from selfsight.data.named import NAMES, open_named
 from selfsight.errors import ConfigError, DataError, suggestion
+from selfsight.machine import cache_folder
 
 __all__ = ["SYNTHETIC", "Data", "Skip", "Source", "open_source"]
 
@@ -36,10 +36,10 @@ def open_source(
 ) -> Source:
     """Whatever `data` is, numbered and checked.
 
-    data: a folder; a list (.txt with a path per line, .csv with the columns path and label);
-        .npz with `images` and perhaps `labels` and `classes`; .npy; the name of a set, as
-        cifar10 or cifar10:test; synthetic or synthetic:test; an array; a Source. A path
-        that exists goes before a name
+    data: a folder, of images or of tar files that hold them; one .tar; a list (.txt with a
+        path per line, .csv with the columns path and label); .npz with `images` and perhaps
+        `labels` and `classes`; .npy; the name of a set, as cifar10 or cifar10:test; synthetic
+        or synthetic:test; an array; a Source. A path that exists goes before a name
     labels: True requires them, a folder's being the names of its sub-folders; None takes them
         when every image has one; False ignores those of folders and lists
     max_bad_fraction: of the files that should be images; one is always allowed, except by 0
@@ -55,10 +55,11 @@ def open_source(
         path, where = Path(data).expanduser(), cache_folder(cache)
         name, kind = os.fspath(data), path.suffix.lower()
         folder = os.path.isdir(path)
-        if folder or (os.path.isfile(path) and kind in (".txt", ".csv")):
+        if folder or (os.path.isfile(path) and kind in (".txt", ".csv", SHARD)):
+            lister = list_shard if kind == SHARD else list_file
             source = open_files(
                 name,
-                list_folder(path, follow_links=follow_links) if folder else list_file(path),
+                list_folder(path, follow_links=follow_links) if folder else lister(path),
                 labels=labels,
                 max_bad_fraction=max_bad_fraction,
                 cache=where,
@@ -68,8 +69,8 @@ def open_source(
             source = _open_arrays(path)
         elif os.path.exists(path):
             raise DataError(
-                f"{name} is not a folder, a list of images (.txt, .csv) or an array file "
-                "(.npz, .npy)"
+                f"{name} is not a folder, a list of images (.txt, .csv), a tar file (.tar, not "
+                "compressed) or an array file (.npz, .npy)"
             )
         else:
             source = _open_name(name, where, download)
