@@ -24,7 +24,9 @@ def run(arguments: argparse.Namespace) -> int:
     subject = open_subject(arguments)
     from selfsight.data.sources import open_source
     from selfsight.run import embed
+    from selfsight.views.cpu import compile_kernels
 
+    compile_kernels(note)
     source = open_source(
         arguments.data,
         labels=None,

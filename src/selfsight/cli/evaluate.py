@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from selfsight.cli.output import document, new_file, plain, table
+from selfsight.cli.output import document, new_file, note, plain, table
 from selfsight.cli.parser import Parser, names, opening
 from selfsight.cli.subject import Subject, open_subject, take_subject
 from selfsight.counting import counting
@@ -59,7 +59,9 @@ def _measure(subject: Subject, arguments: argparse.Namespace) -> "dict[str, Repo
     from selfsight.evaluate import evaluate
     from selfsight.features import pixels
     from selfsight.run import measure
+    from selfsight.views.cpu import compile_kernels
 
+    compile_kernels(note)
     split = evaluation_split(arguments.data, **opening(arguments))
     protocols = arguments.protocols
     reports: dict[str, Report] = {}

@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def take_data(self) -> None:
         self.add_argument(
-            "data", metavar="DATA", help="folder, list, .npz, named set, or synthetic"
+            "data", metavar="DATA", help="folder, list, shards, .npz, named set, or synthetic"
         )
         self.add_argument("--download", action="store_true", help="allow fetching a named set")
         self.add_argument("--cache", metavar="DIR", help="where checked lists are kept")

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from selfsight.cli.output import new_file, visible
+from selfsight.cli.output import new_file, note, visible
 from selfsight.cli.parser import Parser, opening, whole
 from selfsight.cli.values import typed
 from selfsight.errors import DataError
@@ -40,7 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from selfsight.data.decode import Undecodable
     from selfsight.data.sources import open_source
+    from selfsight.views.cpu import compile_kernels
 
+    compile_kernels(note)
     source = open_source(
         arguments.data,
         **opening(arguments),

@@ -42,7 +42,7 @@ class Reduced(Source):
         self.skipped = source.skipped
         self.sizes = _reduced_sizes(source.sizes, short)
         self.source, self.short = source, short
-        self._folder = cache / "reduced" / str(short)
+        self.folder = cache / "reduced" / str(short)
 
     def read(self, index: int, least: int = 0) -> Pixels:
         if not self.is_reduced(index):
@@ -123,8 +123,8 @@ class Reduced(Source):
             unfinished = ""
         except OSError as error:
             raise StorageError(
-                f"cannot keep reduced photos in {self._folder}: {error.strerror or error}"
-                f"{_free(self._folder)}; make room, or name another folder with --cache"
+                f"cannot keep reduced photos in {self.folder}: {error.strerror or error}"
+                f"{_free(self.folder)}; make room, or name another folder with --cache"
             ) from None
         finally:
             if unfinished:
@@ -136,11 +136,11 @@ class Reduced(Source):
 
     def _place(self, index: int) -> Path:
         name = self.digest(index).hex()
-        return self._folder / name[:2] / f"{name}.jpg"
+        return self.folder / name[:2] / f"{name}.jpg"
 
     @property
     def _unfinished(self) -> Path:
-        return self._folder / ".tmp"
+        return self.folder / ".tmp"
 
     def _sweep(self) -> None:
         # Nothing there yet, or another process sweeps as well.

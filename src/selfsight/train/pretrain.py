@@ -1,19 +1,17 @@
 """From a folder of images to a run: open, resolve, build, train, export."""
 
-import platform
 import sys
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from selfsight import __version__
 from selfsight.counting import counting
 from selfsight.data.base import Source, printable
 from selfsight.data.loader import Loader
+from selfsight.data.reduced import Reduced, reduce
 from selfsight.data.sources import Data, open_source
 from selfsight.distributed import (
     any_rank,
@@ -35,20 +33,22 @@ from selfsight.errors import (
     StorageError,
 )
 from selfsight.export.model import save_model
-from selfsight.machine import cores, keep_pages
+from selfsight.machine import cache_folder, cores, keep_pages
 from selfsight.methods import trusted
 from selfsight.run import Run
 from selfsight.train import checkpoint
-from selfsight.train.config import Built, Settings, differences, resolve, seconds
+from selfsight.train.config import Built, Settings, resolve, seconds
 from selfsight.train.folder import RunFolder
 from selfsight.train.journal import Journal
 from selfsight.train.log import Lines, Teller, truncate
 from selfsight.train.loop import Engine, Plan, run
 from selfsight.train.measure import epochs_within
+from selfsight.train.record import record, refuse_changes
 from selfsight.train.regularize import Regularizer
 from selfsight.train.signals import Signals
 from selfsight.train.sweep import Sweeper
 from selfsight.train.watch import OnlineKNN
+from selfsight.views.cpu import compile_kernels
 
 __all__ = ["Habits", "pretrain", "resume"]
 
@@ -65,6 +65,7 @@ class Habits:
     download: bool = False
     cache: str | None = None
     follow_links: bool = False
+    whole: bool = False  # large photos are decoded whole, not reduced once into the cache
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -99,15 +100,16 @@ def pretrain(
         if recorded is not None:
             settings = _continued(settings, recorded)
         built = resolve(settings, source)
+        source = _reduced(source, built, habits)
         code = any_rank(signals.code)
         if code:
             raise Stopped(f"stopped by {signals.name(code)} before the first step", code)
         if time is not None and recorded is None:
             built = _within(built, settings, source, habits, time)
         if recorded is None:
-            _first(lambda: folder.write(_record(built, data, source, habits)))
+            _first(lambda: folder.write(record(built, data, source, asdict(habits))))
         else:
-            _unchanged(recorded, built, source)
+            refuse_changes(recorded, built, source)
             built = replace(built, config=replace(built.config, reasons=recorded["reasons"]))
         try:
             _train(folder, built, source, habits, signals)
@@ -177,6 +179,22 @@ def _open(data: Data, habits: Habits) -> Source:
     return source
 
 
+def _reduced(source: Source, built: Built, habits: Habits) -> Source:
+    """The source with photos much larger than the views reduced, once, into the cache."""
+    if habits.whole:
+        return source
+    short = 2 * max(view.size for view in built.method.views)
+    threads = habits.threads or cores()
+    progress = None if habits.quiet else counting(f"reduced to {short} px")
+
+    def reduced() -> Source:
+        return reduce(source, short, cache_folder(habits.cache), threads=threads, progress=progress)
+
+    found: list[Source] = []
+    _first(lambda: found.append(reduced()))
+    return found[0] if found else reduced()
+
+
 def _within(built: Built, settings: Settings, source: Source, habits: Habits, time: str) -> Built:
     """The same run with as many epochs as fit into `time`."""
     engine, loader = _engine(built, source), _loader(built, source, habits, None)
@@ -197,48 +215,6 @@ def _continued(settings: Settings, record: dict[str, Any]) -> Settings:
     now = {name: getattr(settings, name) for name in names}
     given = {name: v for name, v in now.items() if v is not None and v != {} and v != "auto"}
     return Settings(**{**before, **given})
-
-
-def _unchanged(record: dict[str, Any], built: Built, source: Source) -> None:
-    changes = differences(record["config"], built.config)
-    old = record["data"]
-    if old["fingerprint"] != source.fingerprint:
-        changes.append(f"the data were {old['images']:,} images, are {len(source):,}, and differ")
-    if changes:
-        raise ConfigError(
-            f"cannot resume, the run has changed: {'; '.join(changes)}. "
-            "Restore it, or start anew in another --out"
-        )
-
-
-def _record(built: Built, data: Data, source: Source, habits: Habits) -> dict[str, Any]:
-    config = built.config
-    reopens = isinstance(data, str | Path)
-    name = source.name
-    if isinstance(data, str | Path) and Path(data).expanduser().exists():
-        name = str(Path(data).expanduser().resolve())
-    return {
-        "config": config.json(),
-        "reasons": config.reasons,
-        "habits": {**asdict(habits), "cache": habits.cache and str(habits.cache)},
-        "reopens": reopens,
-        "data": {
-            "name": name,
-            "images": len(source),
-            "fingerprint": source.fingerprint,
-            "skipped": len(source.skipped),
-        },
-        "views": [asdict(view) for view in built.method.views],
-        "recipe": asdict(built.recipe),
-        "argv": sys.argv,
-        "versions": {
-            "selfsight": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "timm", "pillow")},
-        },
-        "topology": {"world": world(), "threads": torch.get_num_threads()},
-        "decoder": f"pillow {version('pillow')}",
-    }
 
 
 def _plan(built: Built, source: Source) -> Plan:
@@ -303,6 +279,7 @@ def _train(
         teller = stack.enter_context(Teller(plan.total, config.batch, quiet=quiet))
         start, rejected = _restore(folder, engine, teller)
         _announce(built, source, plan, start, teller)
+        compile_kernels(teller.say)
         knn = None
         if source.labels is not None:
             knn = OnlineKNN.over(
@@ -359,6 +336,12 @@ def _announce(built: Built, source: Source, plan: Plan, start: int, teller: Tell
     if source.skipped:
         count = len(source.skipped)
         teller.say(f"skipped       {count} unreadable file{'s' * (count > 1)}, see skipped.jsonl")
+    if isinstance(source, Reduced):
+        count = int((source.source.sizes.min(axis=1) > source.short).sum())
+        teller.say(
+            f"reduced       {count:,} photo{'s' * (count > 1)} to a short side of {source.short} "
+            f"px, kept in {source.folder}; --whole reads them as they are"
+        )
     if start == plan.total:
         teller.say("the run is finished; nothing is left to train")
     elif start:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -23,14 +24,15 @@ from selfsight.machine import cache_folder
 
 __all__ = [
     "Kernel",
-    "bytes16",
     "exact",
     "kernel",
-    "load4",
+    "kernels_folder",
     "load16",
     "loose",
+    "pixels4",
     "plus",
     "store",
+    "store_columns",
     "store_planes",
     "times",
 ]
@@ -39,6 +41,7 @@ _RULES: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 # Sums may be reordered and a product and a sum may be one operation, so the rounding is a
 # kernel's own, but the same for every sample: which loop runs never depends on the others.
 _LOOSE = {"reassoc", "contract", "nsz", "arcp"}
+_COMPILING = threading.Lock()  # of all kernels: numba has one CACHE_DIR
 
 
 def exact(function: Callable[..., Any]) -> Any:
@@ -57,7 +60,6 @@ class Kernel:
 
     def __init__(self, signature: Any, function: Callable[..., None]) -> None:
         self._signature, self._function = signature, function
-        self._lock = threading.Lock()
         self._compiled: Any = None
 
     def __call__(self, *arguments: Any) -> None:
@@ -65,11 +67,30 @@ class Kernel:
             self.compile()
         self._compiled(*arguments)
 
+    def ready(self) -> bool:
+        """Whether it needs no compiling."""
+        folder = kernels_folder()
+        name = self._function.__name__
+        return self._compiled is not None or (
+            folder is not None and any(folder.glob(f"**/*.{name}-*.nbc"))
+        )
+
     def compile(self) -> None:
         """Now rather than at the first call."""
-        with self._lock, _kept() as keep:
-            if self._compiled is None:
-                self._compiled = numba.njit(self._signature, cache=keep, **_RULES)(self._function)
+        with _COMPILING, _kept() as folder:
+            if self._compiled is not None:
+                return
+            if folder is not None:
+                try:
+                    self._compiled = self._made(cache=True)
+                    return
+                # A damaged pickle raises anything, a full disk an OSError.
+                except Exception:
+                    shutil.rmtree(folder, ignore_errors=True)
+            self._compiled = self._made(cache=False)
+
+    def _made(self, cache: bool) -> Any:
+        return numba.njit(self._signature, cache=cache, **_RULES)(self._function)
 
 
 def kernel(*kinds: Any) -> Callable[[Callable[..., None]], Kernel]:
@@ -78,17 +99,18 @@ def kernel(*kinds: Any) -> Callable[[Callable[..., None]], Kernel]:
 
 
 @contextlib.contextmanager
-def _kept() -> Iterator[bool]:
-    """Points numba's cache to our folder, and tells whether there is one."""
-    folder, before = _folder(), numba.config.CACHE_DIR
+def _kept() -> Iterator[Path | None]:
+    """Points numba's cache to our folder if there is one."""
+    folder, before = kernels_folder(), numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(folder or before)
     try:
-        yield folder is not None
+        yield folder
     finally:
         numba.config.CACHE_DIR = before
 
 
-def _folder() -> Path | None:
+def kernels_folder() -> Path | None:
+    """Where kernels are kept; None where nobody could keep them from others."""
     # numba looks at the time of one file; a kernel is made of several.
     sources = sorted(Path(__file__).parent.glob("*.py"))
     key = hashlib.sha256(numba.__version__.encode())
@@ -97,18 +119,19 @@ def _folder() -> Path | None:
     folder = cache_folder() / "kernels" / key.hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(folder / ".writable", "wb"):
-            pass
         found = folder.lstat()
+        ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+        if not ours or found.st_mode & 0o077:
+            return None
+        with open(folder / ".writable", "wb"):
+            return folder
     except OSError:
         return None
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    return folder if ours and not found.st_mode & 0o077 else None
 
 
-# Floats taken four (a pixel) or sixteen at a time, where the compiler does not find the
-# parallelism of interleaved pixels or of a sum over taps by itself. What a machine's registers
-# do not hold at once, LLVM splits.
+# Sixteen floats at a time, where the compiler does not find the parallelism of interleaved
+# pixels or of a sum over taps by itself. What a machine's registers do not hold at once, LLVM
+# splits.
 
 
 @final
@@ -124,7 +147,7 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, kind, kind.vector)
 
 
-_FOUR, _SIXTEEN = _Floats(4), _Floats(16)
+_SIXTEEN = _Floats(16)
 
 
 def _place(context: Any, builder: Any, kind: Any, element: Any, vector: Any) -> Any:
@@ -145,26 +168,26 @@ def _load(floats: _Floats, array: Any) -> Any:
 
 
 @intrinsic
-def load4(typing: Any, array: Any, index: Any) -> Any:
-    """array[index : index + 4]"""
-    return _load(_FOUR, array)
-
-
-@intrinsic
 def load16(typing: Any, array: Any, index: Any) -> Any:
     """array[index : index + 16]"""
     return _load(_SIXTEEN, array)
 
 
 @intrinsic
-def bytes16(typing: Any, array: Any, index: Any) -> Any:
-    """array[index : index + 16], bytes, as floats"""
+def pixels4(typing: Any, array: Any, index: Any) -> Any:
+    """Four pixels of three bytes from array[index] on, as floats, each with one more behind
+    it; 16 bytes are read."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         vector = ir.VectorType(ir.IntType(8), 16)
         loaded = builder.load(_place(context, builder, signature.args[0], values, vector))
         loaded.align = 1
-        return builder.uitofp(loaded, _SIXTEEN.vector)
+        # Each byte to the bottom of four, the others zero: one shuffle instead of two.
+        firsts = [3 * pixel + lane for pixel in range(4) for lane in range(4)]
+        lanes = [place for first in firsts for place in (first, 16, 16, 16)]
+        words = _shuffled(builder, loaded, ir.Constant(vector, None), *lanes)
+        words = builder.bitcast(words, ir.VectorType(ir.IntType(32), 16))
+        return builder.sitofp(words, _SIXTEEN.vector)
 
     return _SIXTEEN(array, types.uint64), generate
 
@@ -207,26 +230,61 @@ def plus(typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def store_planes(
-    typing: Any, r: Any, g: Any, b: Any, index: Any, p0: Any, p1: Any, p2: Any, p3: Any
-) -> Any:
-    """Four pixels, of which the first three floats are colours, into three planes."""
+def store_columns(typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Four rows of four pixels at array[index], by columns: the first pixels of all rows, …"""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        *planes, index, p0, p1, p2, p3 = values
-        low = [_shuffled(builder, *pair, 0, 4, 1, 5) for pair in ((p0, p1), (p2, p3))]
-        high = [_shuffled(builder, *pair, 2, 6, 3, 7) for pair in ((p0, p1), (p2, p3))]
-        colours = (
-            _shuffled(builder, *low, 0, 1, 4, 5),
-            _shuffled(builder, *low, 2, 3, 6, 7),
-            _shuffled(builder, *high, 0, 1, 4, 5),
-        )
-        for plane, kind, colour in zip(planes, signature.args[:3], colours, strict=True):
-            place = _place(context, builder, kind, (plane, index), _FOUR.vector)
-            builder.store(colour, place).align = 4
+        array, index, *rows = values
+        for number, column in enumerate(_transposed(builder, rows, 4)):
+            element = array, builder.add(index, ir.Constant(ir.IntType(64), 16 * number))
+            place = _place(context, builder, signature.args[0], element, _SIXTEEN.vector)
+            builder.store(column, place).align = 4
         return context.get_dummy_value()
 
-    return types.void(r, g, b, types.uint64, p0, p1, p2, p3), generate
+    return types.void(array, types.uint64, a, b, c, d), generate
+
+
+@intrinsic
+def store_planes(
+    typing: Any, r: Any, g: Any, b: Any, index: Any, pitch: Any, p: Any, q: Any, s: Any, t: Any
+) -> Any:
+    """Four columns of four pixels into three planes whose rows are `pitch` long."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        *planes, index, pitch, p, q, s, t = values
+        colours = _transposed(builder, (p, q, s, t), 1)[:3]
+        for row in range(4):
+            for plane, kind, colour in zip(planes, signature.args[:3], colours, strict=True):
+                four = _shuffled(builder, colour, colour, *range(4 * row, 4 * row + 4))
+                place = _place(context, builder, kind, (plane, index), four.type)
+                builder.store(four, place).align = 4
+            index = builder.add(index, pitch)
+        return context.get_dummy_value()
+
+    return types.void(r, g, b, types.uint64, types.uint64, p, q, s, t), generate
+
+
+def _transposed(builder: Any, rows: Any, size: int) -> list[Any]:
+    """Of four vectors of 16: the 4 × 4 matrices of elements `size` long (1, four of them
+    side by side, or 4) transposed, in two rounds that exchange halves."""
+    a, b, c, d = rows
+    if size == 1:
+        first = [4 * i + j for i in range(4) for j in (0, 16, 1, 17)]
+        second = [4 * i + j for i in range(4) for j in (2, 18, 3, 19)]
+        low = [4 * i + j for i in range(4) for j in (0, 1, 16, 17)]
+        high = [4 * i + j for i in range(4) for j in (2, 3, 18, 19)]
+    else:
+        first = [*range(4), *range(16, 20), *range(4, 8), *range(20, 24)]
+        second = [*range(8, 12), *range(24, 28), *range(12, 16), *range(28, 32)]
+        low, high = [*range(8), *range(16, 24)], [*range(8, 16), *range(24, 32)]
+    ab, cd = _shuffled(builder, a, b, *first), _shuffled(builder, c, d, *first)
+    ab2, cd2 = _shuffled(builder, a, b, *second), _shuffled(builder, c, d, *second)
+    return [
+        _shuffled(builder, ab, cd, *low),
+        _shuffled(builder, ab, cd, *high),
+        _shuffled(builder, ab2, cd2, *low),
+        _shuffled(builder, ab2, cd2, *high),
+    ]
 
 
 _LANE = ir.IntType(32)

@@ -14,12 +14,13 @@ from torch import Tensor
 from selfsight.errors import ConfigError, DataError
 from selfsight.views import photometry
 from selfsight.views.compiled import kernel, loose
-from selfsight.views.geometry import most_taps, resample
+from selfsight.views.draw import draw
+from selfsight.views.geometry import resample, workspace
 from selfsight.views.reference import Images, sizes
 from selfsight.views.sample import ORDERS, Table
 from selfsight.views.spec import View
 
-__all__ = ["empty", "in_parts", "paint", "render"]
+__all__ = ["compile_kernels", "empty", "in_parts", "paint", "render"]
 
 Result = TypeVar("Result")
 
@@ -27,6 +28,14 @@ _SPACES = ("raw", "rgb", "lab")
 _ORDERS = ORDERS.astype(np.int64)
 _PER_PIXEL = 4e-9  # seconds, of one view on one core
 _TASK = 2e-3  # seconds that are worth a thread's while
+
+
+def compile_kernels(tell: Callable[[str], None]) -> None:
+    """Before the first view rather than at it, and not in silence when it takes a while."""
+    if not (draw.ready() and _paint.ready()):
+        tell("compiling the views (once, about ten seconds)")
+    draw.compile()
+    _paint.compile()
 
 
 def render(
@@ -138,21 +147,16 @@ def _paint(  # type: ignore[no-untyped-def]
 ):
     n = size * size
     wide = (size + 15) // 16 * 16
-    # Pixels are made in fours, sixteens and pairs of rows: what is too many falls behind.
-    room = np.zeros((4, (wide + taps) * size + wide + 16), np.float32)
+    # Pixels are made sixteen at a time: what is too many falls behind.
+    room = np.zeros((4, (wide + taps) * size + 4 * wide + 16), np.float32)
     r, g, b, work = room[0], room[1], room[2], room[3]
     height, width = extent
-    lines = np.zeros((2, 3 * width + 16), np.float32)
-    most = most_taps(max(height, width), size)
-    places = (np.empty(size, np.uint64), np.empty(wide, np.uint64))
-    weights = (np.empty((size, most), np.float32), np.empty((wide, most), np.float32))
+    spaces = workspace(height, width, size)
     flat = np.empty(3 * n if half.size else 0, np.float32)
     for i in range(len(table)):
         t = table[i]
-        resample(
-            images[i], width, (int(t[0]), int(t[1]), int(t[2]), int(t[3])), t[4] > 0,
-            size, (r, g, b), lines, places, weights,
-        )  # fmt: skip
+        crop = (int(t[0]), int(t[1]), int(t[2]), int(t[3]))
+        resample(images[i], width, crop, t[4] > 0, size, (r, g, b), spaces)
         if t[5] > 0:
             photometry.turn(r, g, b, work, size, int(t[5]))
         photometry.jitter(r, g, b, n, _ORDERS[int(t[6])], t[7], t[8], t[9], t[10])
