@@ -54,6 +54,10 @@ def loose(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath=_LOOSE, **_RULES)(function)
 
 
+# numba has one cache folder for the whole process.
+_COMPILING = threading.Lock()
+
+
 @final
 class Kernel:
     """A kernel that Python calls; compiled, or read from the cache, at the first call."""
