@@ -49,9 +49,11 @@ def render(
     threads: int = 1,
 ) -> Tensor:
     """(N, 3, size, size) in channels_last order: row i of the table on image i."""
-    count = len(sizes(images))
+    extents = sizes(images)
+    count = len(extents)
     if count != len(table):
         raise DataError(f"{count} images for {len(table)} rows of a view's table")
+    _check_crops(table, extents)
     out = empty(count, view, dtype)
 
     def task(part: slice) -> None:
@@ -59,6 +61,16 @@ def render(
 
     in_parts(task, count, [view], threads)
     return out
+
+
+def _check_crops(table: Table, extents: np.ndarray) -> None:
+    """A kernel reads whatever it is told to."""
+    start, extent = table.values[:, :2], table.values[:, 2:4]
+    inside = ((start >= 0) & (extent >= 1) & (start + extent <= extents)).all(axis=1)
+    if not inside.all():
+        row = int(inside.argmin())
+        height, width = extents[row].tolist()
+        raise DataError(f"row {row} of a view's table crops beyond its image of {height}×{width}")
 
 
 def empty(count: int, view: View, dtype: torch.dtype) -> Tensor:
@@ -146,9 +158,9 @@ def _paint(  # type: ignore[no-untyped-def]
     images, extent, table, position, seed, index, size, taps, lab, scale, shift, single, half
 ):
     n = size * size
-    wide = (size + 15) // 16 * 16
-    # Pixels are made sixteen at a time: what is too many falls behind.
-    room = np.zeros((4, (wide + taps) * size + 4 * wide + 16), np.float32)
+    wide = (size + 31) // 32 * 32
+    # Pixels are made up to 32 at a time: what is too many falls behind.
+    room = np.empty((4, (wide + taps) * size + 4 * wide), np.float32)
     r, g, b, work = room[0], room[1], room[2], room[3]
     height, width = extent
     spaces = workspace(height, width, size)

@@ -27,11 +27,11 @@ def workspace(height, width, size):  # type: ignore[no-untyped-def]
     """What `resample` works with: four rows of an image up to this large, a copy of its end,
     and each output row's and column's first tap, bytes to the second, and weights."""
     taps, padded = 2 * (height // size + 2), _multiple_of_four(size)
-    line = np.zeros(16 * (_multiple_of_four(width) + 4), np.float32)
-    end = np.zeros(3 * width * (taps + 3 * (height // size) + 7) + 2 * _BEYOND, np.uint8)
-    places = np.zeros((3, padded), np.uint64)
-    down = np.zeros((padded, taps), np.float32)
-    across = np.zeros((padded, 2 * (width // size + 2)), np.float32)
+    line = np.empty(16 * (_multiple_of_four(width) + 4), np.float32)
+    end = np.empty(3 * width * (taps + 3 * (height // size) + 7) + 2 * _BEYOND, np.uint8)
+    places = np.empty((3, padded), np.uint64)
+    down = np.empty((padded, taps), np.float32)
+    across = np.empty((padded, 2 * (width // size + 2)), np.float32)
     return line, end, places, down, across
 
 

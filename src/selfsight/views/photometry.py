@@ -32,6 +32,8 @@ _NOISE = int(Purpose.NOISE)
 _TAU = 2 * math.pi
 # Taps lighter than this beside the middle one change no 8-bit value.
 _LIGHT = 1e-4
+_SIXTEEN = np.uint64(16)
+_BLOCK = 2048  # pixels whose floats fit into the nearest cache
 
 
 @loose
@@ -62,41 +64,75 @@ def turn(r, g, b, work, size, turns):  # type: ignore[no-untyped-def]
 
 @loose
 def jitter(r, g, b, n, order, brightness, contrast, saturation, hue):  # type: ignore[no-untyped-def]
-    """Four operators in the sample's own order; a neutral one is left out."""
-    for operator in order:
-        if operator == 0 and brightness != 1:
-            _brightness(r, g, b, n, np.float32(brightness))
-        elif operator == 1 and contrast != 1:
-            _contrast(r, g, b, n, np.float32(contrast))
-        elif operator == 2 and saturation != 1:
-            _saturation(r, g, b, n, np.float32(saturation))
-        elif operator == 3 and hue != 0:
-            _hue(r, g, b, n, _SIX * np.float32(hue))
+    """Four operators in the sample's own order; a neutral one is left out.
+
+    Block by block while that is in the nearest cache, but for the contrast: it needs the
+    mean of what the operators before it leave of the whole image.
+    """
+    pause = 4
+    for turn in range(4):
+        if order[turn] == 1 and contrast != 1:
+            pause = turn
+    light = _ZERO
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        x = (r[start:stop], g[start:stop], b[start:stop])
+        _turns(x, order[:pause], brightness, saturation, hue)
+        if pause < 4:
+            light += _light(x)
+    if pause == 4:
+        return
+    factor = np.float32(contrast)
+    ground = (_ONE - factor) * (light / np.float32(n))
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        x = (r[start:stop], g[start:stop], b[start:stop])
+        _contrast(x, factor, ground)
+        _turns(x, order[pause + 1 :], brightness, saturation, hue)
 
 
 @loose
-def _brightness(r, g, b, n, factor):  # type: ignore[no-untyped-def]
-    for i in range(n):
+def _turns(x, order, brightness, saturation, hue):  # type: ignore[no-untyped-def]
+    for operator in order:
+        if operator == 0 and brightness != 1:
+            _brightness(x, np.float32(brightness))
+        elif operator == 2 and saturation != 1:
+            _saturation(x, np.float32(saturation))
+        elif operator == 3 and hue != 0:
+            _hue(x, _SIX * np.float32(hue))
+
+
+@loose
+def _light(x):  # type: ignore[no-untyped-def]
+    r, g, b = x
+    total = _ZERO
+    for i in range(len(r)):
+        total += _luminance(r[i], g[i], b[i])
+    return total
+
+
+@loose
+def _brightness(x, factor):  # type: ignore[no-untyped-def]
+    r, g, b = x
+    for i in range(len(r)):
         r[i] = _clamp(factor * r[i])
         g[i] = _clamp(factor * g[i])
         b[i] = _clamp(factor * b[i])
 
 
 @loose
-def _contrast(r, g, b, n, factor):  # type: ignore[no-untyped-def]
-    total = _ZERO
-    for i in range(n):
-        total += _luminance(r[i], g[i], b[i])
-    ground = (_ONE - factor) * (total / np.float32(n))
-    for i in range(n):
+def _contrast(x, factor, ground):  # type: ignore[no-untyped-def]
+    r, g, b = x
+    for i in range(len(r)):
         r[i] = _clamp(factor * r[i] + ground)
         g[i] = _clamp(factor * g[i] + ground)
         b[i] = _clamp(factor * b[i] + ground)
 
 
 @loose
-def _saturation(r, g, b, n, factor):  # type: ignore[no-untyped-def]
-    for i in range(n):
+def _saturation(x, factor):  # type: ignore[no-untyped-def]
+    r, g, b = x
+    for i in range(len(r)):
         ground = (_ONE - factor) * _luminance(r[i], g[i], b[i])
         r[i] = _clamp(factor * r[i] + ground)
         g[i] = _clamp(factor * g[i] + ground)
@@ -104,8 +140,9 @@ def _saturation(r, g, b, n, factor):  # type: ignore[no-untyped-def]
 
 
 @loose
-def _hue(r, g, b, n, sixths):  # type: ignore[no-untyped-def]
-    for i in range(n):
+def _hue(x, sixths):  # type: ignore[no-untyped-def]
+    r, g, b = x
+    for i in range(len(r)):
         red, green, blue = r[i], g[i], b[i]
         value = max(max(red, green), blue)
         chroma = value - min(min(red, green), blue)
@@ -133,35 +170,47 @@ def gray(r, g, b, n):  # type: ignore[no-untyped-def]
 def blur(planes, work, size, taps, sigma):  # type: ignore[no-untyped-def]
     """Gaussian, along columns and then along rows, mirrored at the edges.
 
-    work: room for `size` rows with margins of half the taps, a multiple of 16 between them
+    work: room for `size` rows with margins of half the taps, a multiple of 32 between them
     """
     weight = np.empty(taps // 2 + 1, np.float32)
     radius = _gaussian(weight, sigma)
-    pitch = (size + 15) // 16 * 16 + 2 * radius
+    pitch = (size + 31) // 32 * 32 + 2 * radius
     mirror = np.empty(size + 2 * radius, np.int64)
     for i in range(len(mirror)):
         mirror[i] = _mirrored(i - radius, size)
     for plane in planes:
         for y in range(size):
-            for x in range(0, size, 16):
-                total = times(load16(plane, np.uint64(y * size + x)), weight[0])
+            for x in range(0, size, 32):  # 32 pixels share each turn's places and weight
+                at = np.uint64(y * size + x)
+                left = times(load16(plane, at), weight[0])
+                right = times(load16(plane, at + _SIXTEEN), weight[0])
                 for k in range(1, radius + 1):
-                    above = load16(plane, np.uint64(mirror[radius + y - k] * size + x))
-                    below = load16(plane, np.uint64(mirror[radius + y + k] * size + x))
-                    total = plus(total, times(plus(above, below), weight[k]))
-                store(work, np.uint64(y * pitch + radius + x), total)
+                    above = np.uint64(mirror[radius + y - k] * size + x)
+                    below = np.uint64(mirror[radius + y + k] * size + x)
+                    left = plus(left, _pair(plane, above, below, weight[k]))
+                    right = plus(right, _pair(plane, above + _SIXTEEN, below + _SIXTEEN, weight[k]))
+                store(work, np.uint64(y * pitch + radius + x), left)
+                store(work, np.uint64(y * pitch + radius + x) + _SIXTEEN, right)
             row = work[y * pitch : (y + 1) * pitch]
             for k in range(radius):
                 row[k] = row[radius + mirror[k]]
                 row[radius + size + k] = row[radius + mirror[radius + size + k]]
         for y in range(size):
-            for x in range(0, size, 16):
+            for x in range(0, size, 32):
                 at = np.uint64(y * pitch + radius + x)
-                total = times(load16(work, at), weight[0])
+                left = times(load16(work, at), weight[0])
+                right = times(load16(work, at + _SIXTEEN), weight[0])
                 for k in range(1, radius + 1):
-                    pair = plus(load16(work, at - np.uint64(k)), load16(work, at + np.uint64(k)))
-                    total = plus(total, times(pair, weight[k]))
-                store(plane, np.uint64(y * size + x), total)
+                    before, after = at - np.uint64(k), at + np.uint64(k)
+                    left = plus(left, _pair(work, before, after, weight[k]))
+                    right = plus(right, _pair(work, before + _SIXTEEN, after + _SIXTEEN, weight[k]))
+                store(plane, np.uint64(y * size + x), left)
+                store(plane, np.uint64(y * size + x) + _SIXTEEN, right)
+
+
+@loose
+def _pair(line, one, other, weight):  # type: ignore[no-untyped-def]
+    return times(plus(load16(line, one), load16(line, other)), weight)
 
 
 @loose
