@@ -1,5 +1,6 @@
 """Batches are a function of the step: of no thread, rank, interruption or history."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from selfsight.data import Source, open_source
 from selfsight.data.loader import Loader, free_memory
 from selfsight.errors import ConfigError, DataError
 from selfsight.methods.base import Batch
-from selfsight.views import IMAGENET_MEAN, IMAGENET_STD, View
+from selfsight.views import IMAGENET_MEAN, IMAGENET_STD, View, apply, cpu
 
 Photos = Callable[..., Path]
 VIEWS = [View(size=12, blur_sigma=(0.1, 1.0)), View(size=8, crop=(0.1, 0.4), count=2)]
@@ -46,6 +48,13 @@ def joined(parts: list[Batch]) -> Batch:
             first.key.seed, first.key.step, torch.cat([part.key.position for part in parts])
         ),
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(_own_cache: None) -> str:
+    """The cache of all tests, in which the views are compiled once."""
+    cpu.compile_kernels(lambda _: None)
+    return os.environ["SELFSIGHT_CACHE"]
 
 
 @pytest.fixture
@@ -93,6 +102,93 @@ def test_a_pure_function_of_the_step(source: Source) -> None:
 def test_threads_change_nothing(source: Source, threads: int) -> None:
     one, other = loader(source), loader(source, threads=threads, ram_bytes=0)
     assert all(equal(one.batch(step), other.batch(step)) for step in range(5))
+
+
+@pytest.fixture(params=["files", "stack", "list"])
+def images(
+    request: pytest.FixtureRequest, photos: Photos, monkeypatch: pytest.MonkeyPatch
+) -> Source:
+    """Sources of every kind that a loader treats differently."""
+    if request.param == "files":
+        return open_source(photos(20))
+    arrays = open_source(np.random.default_rng(0).integers(0, 256, (20, 22, 31, 3), np.uint8))
+    if request.param == "list":
+        monkeypatch.setattr(arrays, "stack", lambda: None)
+    return arrays
+
+
+@pytest.fixture
+def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even two small images are then a thread's whole task."""
+    monkeypatch.setattr(cpu, "_TASK", 2e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_views_are_the_same_for_any_threads_and_ranks(
+    images: Source, world: int, many_parts: None
+) -> None:
+    whole = [loader(images, ram_bytes=0).batch(step) for step in (0, 3)]
+    for threads in (1, 2, 4):
+        ranks = [
+            loader(images, rank=rank, world=world, threads=threads, ram_bytes=0)
+            for rank in range(world)
+        ]
+        for step, expected in zip((0, 3), whole, strict=True):
+            assert equal(joined([rank.batch(step) for rank in ranks]), expected)
+
+
+def test_a_stack_and_a_list_of_the_same_images_are_painted_equally(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 18, 25, 3), np.uint8)
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{number:02}.png")
+    np.save(tmp_path / "photos.npy", pixels)
+    wanted, position = np.array([3, 0, 11, 5, 5]), np.array([7, 2**40, 1, 9, 10])
+    rendered = []
+    for data in (
+        pixels,
+        tmp_path / "photos",
+        tmp_path / "photos.npy",
+        pixels.transpose(0, 3, 1, 2),
+    ):
+        batches = loader(open_source(data), batch=4)
+        rendered.append(batches.render(wanted, position, batches.views, 5))
+    subset = open_source(np.concatenate([pixels[::-1], pixels])).subset(np.arange(12, 24))
+    for _ in range(2):
+        batches = loader(subset, batch=4)
+        rendered.append(batches.render(wanted, position, batches.views, 5))
+        monkeypatch.setattr(subset, "stack", lambda: None)
+    index, views, corners = rendered[0]
+    assert index.tolist() == wanted.tolist()
+    assert not torch.equal(views[0][3], views[0][4])
+    for other, again, boxes in rendered[1:]:
+        assert np.array_equal(other, index)
+        assert all(map(torch.equal, views, again))
+        assert np.array_equal(boxes, corners)
+
+
+def test_views_are_those_of_apply(source: Source) -> None:
+    batches = loader(source, batch=8)
+    for step in (0, 5):
+        batch = batches.batch(step)
+        images = [source.read(index) for index in batch.index.tolist()]
+        views = apply(images, VIEWS, seed=3, position=step)
+        assert all(map(torch.equal, batch.views, views))
+
+
+def test_many_crops_come_from_one_decoding(source: Source, many_parts: None) -> None:
+    reads: list[int] = []
+    read = source.read
+    source.read = lambda i, least=0: (reads.append(i), read(i, least))[1]  # type: ignore[method-assign]
+    for threads in (1, 4):
+        batches = loader(source, threads=threads, ram_bytes=0)
+        for step in range(3):
+            reads.clear()
+            batch = batches.batch(step)
+            assert len(batch.views) == 3
+            assert sorted(reads) == sorted(set(batch.index.tolist()))
 
 
 def test_torch_threads_change_nothing(source: Source) -> None:
@@ -215,8 +311,10 @@ raise SystemExit(7)
 """
 
 
-def test_an_abandoned_stream_does_not_hold_the_process() -> None:
-    assert subprocess.run([sys.executable, "-c", ABANDON], timeout=60).returncode == 7
+def test_an_abandoned_stream_does_not_hold_the_process(kernels: str) -> None:
+    environment = {**os.environ, "SELFSIGHT_CACHE": kernels}
+    done = subprocess.run([sys.executable, "-c", ABANDON], env=environment, timeout=300)
+    assert done.returncode == 7
 
 
 def test_a_file_lost_in_mid_run_is_replaced_by_the_next(photos: Photos) -> None:
@@ -252,6 +350,24 @@ def test_a_file_lost_in_mid_run_is_replaced_by_the_next(photos: Photos) -> None:
     reasons = dict(reports[0])
     assert "No such file" in reasons["0004.jpg"]
     assert reasons["0005.jpg"] == reasons["0019.jpg"] == "changed since the data set was opened"
+
+
+def test_a_lost_file_is_replaced_equally_for_any_threads_and_ranks(
+    photos: Photos, many_parts: None
+) -> None:
+    root = photos(20)
+    source = open_source(root)
+    for name, content in (("0004.jpg", b""), ("0005.jpg", b"no image"), ("0019.jpg", b"\xff\xd8")):
+        (root / name).write_bytes(content)
+    options = {"batch": 16, "max_bad_fraction": 0.2, "ram_bytes": 0}
+    whole = [loader(source, **options).batch(step) for step in range(4)]
+    assert not {4, 5, 19} & set(joined(whole).index.tolist())
+    for world in (1, 2, 4):
+        for threads in (1, 2, 4):
+            parts = [loader(source, **options, rank=rank, world=world, threads=threads)
+                     for rank in range(world)]  # fmt: skip
+            for step, expected in enumerate(whole):
+                assert equal(joined([part.batch(step) for part in parts]), expected)
 
 
 def test_too_many_lost_files_end_the_run(photos: Photos) -> None:

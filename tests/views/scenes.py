@@ -1,5 +1,7 @@
 """Images to render and tables that turn on what a test is about."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -34,9 +36,41 @@ def table(images: list[np.ndarray], **columns: float | list[float]) -> Table:
     return Table(values, 0, np.arange(len(images)), 0)
 
 
-def raw(images: list[np.ndarray], size: int, **columns: float | list[float]) -> Tensor:
-    return reference.render(images, table(images, **columns), View(size=size, space="raw"), **PLAIN)
+def raw(
+    images: list[np.ndarray],
+    size: int,
+    render: Callable[..., Tensor] = reference.render,
+    **columns: float | list[float],
+) -> Tensor:
+    return render(images, table(images, **columns), View(size=size, space="raw"), **PLAIN)
 
 
 def tensor(image: np.ndarray | Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def anything(rng: np.random.Generator) -> View:
+    """A view of which any operator may be off, always on, or either."""
+
+    def ordered(low: float, high: float) -> tuple[float, float]:
+        a, b = np.sort(rng.uniform(low, high, 2))
+        return float(a), float(b)
+
+    chances = ("flip", "rotate", "jitter_p", "gray", "blur")
+    chances += ("solarize", "equalize", "cutout", "noise", "sobel")
+    share = {name: float(rng.choice([0, 1, rng.random()], p=[0.4, 0.2, 0.4])) for name in chances}
+    return View(
+        size=int(rng.integers(1, 50)),
+        crop=ordered(0.01, 1),
+        ratio=ordered(0.3, 3),
+        jitter=(*map(float, rng.uniform(0, 1.5, 3)), float(rng.uniform(0, 0.5))),
+        blur_sigma=ordered(0.05, 4),
+        space=str(rng.choice(["raw", "rgb", "lab"])),
+        **share,
+    )
+
+
+def photos(rng: np.random.Generator, count: int, *, alike: bool) -> list[np.ndarray]:
+    """Of one size, or of any sizes from a pixel up."""
+    sides = rng.integers(1, rng.choice([4, 30, 120]), (count, 2))
+    return [photo(*sides[0 if alike else i], seed=i) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Every operator against PIL or torchvision."""
+"""Every operator of both executors against PIL or torchvision."""
 
 from collections.abc import Callable
 
@@ -13,11 +13,21 @@ from torchvision.transforms.v2 import functional as F
 
 from selfsight import philox
 from selfsight.philox import Purpose
-from selfsight.views import IMAGENET_MEAN, IMAGENET_STD, reference
+from selfsight.views import IMAGENET_MEAN, IMAGENET_STD, cpu, reference
 from selfsight.views.sample import COLUMNS, ORDERS, Table, sample
 from selfsight.views.spec import View
 
 STEP = 1 / 255
+
+
+@pytest.fixture(params=[reference.render, cpu.render], ids=["reference", "cpu"])
+def render(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
+    return request.param
+
+
+def slack(render: Callable[..., Tensor]) -> float:
+    """What may be lost where the reference is exact."""
+    return 0 if render is reference.render else 2e-6
 
 
 # Geometry
@@ -37,10 +47,10 @@ STEP = 1 / 255
         ((0, 0, 90, 120), 1),
     ],
 )
-def test_crop_and_resize(box, size):
+def test_crop_and_resize(box, size, render):
     image = photo(90, 120)
     top, left, height, width = box
-    ours = raw([image], size, top=top, left=left, height=height, width=width)[0]
+    ours = raw([image], size, render, top=top, left=left, height=height, width=width)[0]
     exact = F.resized_crop(
         tensor(image), *box, [size, size], InterpolationMode.BILINEAR, antialias=True
     )
@@ -50,28 +60,29 @@ def test_crop_and_resize(box, size):
     assert (ours - tensor(pil)).abs().max() <= STEP
 
 
-def test_a_crop_of_the_views_own_size_is_exact():
+def test_a_crop_of_the_views_own_size_is_exact(render):
     image = photo(40, 50)
-    ours = raw([image], 32, top=3, left=4, height=32, width=32)[0]
-    assert torch.equal(ours, tensor(image[3:35, 4:36]))
+    ours = raw([image], 32, render, top=3, left=4, height=32, width=32)[0]
+    assert (ours - tensor(image[3:35, 4:36])).abs().max() <= slack(render)
 
 
-def test_flip_and_quarter_turns():
+def test_flip_and_quarter_turns(render):
     image = photo(32, 32)
     expected = tensor(image)
     for flip in (0, 1):
         for turns in range(4):
-            ours = raw([image], 32, flip=flip, turns=turns)[0]
+            ours = raw([image], 32, render, flip=flip, turns=turns)[0]
             pil = Image.fromarray(image)
             pil = ImageOps.mirror(pil) if flip else pil
-            assert torch.equal(ours, tensor(pil.rotate(90 * turns)))
+            assert (ours - tensor(pil.rotate(90 * turns))).abs().max() <= slack(render)
             expected = tensor(image).flip(-1) if flip else tensor(image)
-            assert torch.equal(ours, expected.rot90(turns, (-2, -1)))
+            assert (ours - expected.rot90(turns, (-2, -1))).abs().max() <= slack(render)
 
 
-def test_flip_after_a_resize_is_the_mirror_image():
+def test_flip_after_a_resize_is_the_mirror_image(render):
     image = photo(50, 71)
-    assert torch.equal(raw([image], 32, flip=1), raw([image], 32).flip(-1))
+    mirrored = raw([image], 32, render).flip(-1)
+    assert (raw([image], 32, render, flip=1) - mirrored).abs().max() <= slack(render)
 
 
 # Photometry. Each on two of three samples with different strengths.
@@ -106,13 +117,13 @@ OPERATORS: dict[str, tuple[dict[str, list[float]], Callable[[Tensor, int], Tenso
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operator_agrees_with_torchvision(name):
+def test_operator_agrees_with_torchvision(name, render):
     columns, theirs = OPERATORS[name]
     images = [photo(48, 48, seed) for seed in range(3)]
-    ours = raw(images, 48, **columns)
+    ours = raw(images, 48, render, **columns)
     for i, image in enumerate(images):
         assert (ours[i] - theirs(tensor(image), i)).abs().max() < 2e-5, i
-    assert torch.equal(ours[1], tensor(images[1]))
+    assert (ours[1] - tensor(images[1])).abs().max() <= slack(render)
     assert (ours[0] - tensor(images[0])).abs().max() > STEP or columns == OPERATORS["blur"][0]
 
 
@@ -126,31 +137,31 @@ def test_operator_agrees_with_torchvision(name):
         ({"equalize": 1}, ImageOps.equalize),
     ],
 )
-def test_operator_agrees_with_pil(columns, theirs):
+def test_operator_agrees_with_pil(columns, theirs, render):
     images = [photo(64, 64), photo(20, 20, 1), np.full((64, 64, 3), 77, np.uint8)]
     for image in images:
-        ours = raw([image], len(image), **columns)[0]
+        ours = raw([image], len(image), render, **columns)[0]
         assert (ours - tensor(theirs(Image.fromarray(image)))).abs().max() <= STEP + 1e-6
 
 
-def test_hue_of_pure_and_gray_colours():
+def test_hue_of_pure_and_gray_colours(render):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (9, 9, 9), (0, 0, 0)]
     images = [np.full((2, 2, 3), c, np.uint8) for c in colours]
-    third = raw(images, 2, hue=1 / 3)[:, :, 0, 0] * 255
+    third = raw(images, 2, render, hue=1 / 3)[:, :, 0, 0] * 255
     expected = [(0, 255, 0), (0, 0, 255), (255, 0, 0), (0, 255, 255), (9, 9, 9), (0, 0, 0)]
     assert (third - torch.tensor(expected)).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("size", [30, 96, 224])
-def test_blur_kernel_grows_with_the_side(size):
+def test_blur_kernel_grows_with_the_side(size, render):
     image = photo(size, size)
     taps = View(size=size).blur_kernel
-    ours = raw([image], size, sigma=1.7)[0]
+    ours = raw([image], size, render, sigma=1.7)[0]
     assert (ours - F.gaussian_blur(tensor(image), [taps, taps], [1.7, 1.7])).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("order", range(24))
-def test_jitter_follows_each_samples_order(order):
+def test_jitter_follows_each_samples_order(order, render):
     steps = [
         lambda x: F.adjust_brightness(x, 1.5),
         lambda x: F.adjust_contrast(x, 1.6),
@@ -159,7 +170,8 @@ def test_jitter_follows_each_samples_order(order):
     ]
     images = [photo(24, 24, seed) for seed in range(2)]
     orders = [order, (order + 7) % 24]
-    ours = raw(images, 24, order=orders, brightness=1.5, contrast=1.6, saturation=0.4, hue=0.15)
+    jitter = {"brightness": 1.5, "contrast": 1.6, "saturation": 0.4, "hue": 0.15}
+    ours = raw(images, 24, render, order=orders, **jitter)
     for image, own, which in zip(images, ours, orders, strict=True):
         expected = tensor(image)
         for number in ORDERS[which]:
@@ -169,24 +181,24 @@ def test_jitter_follows_each_samples_order(order):
 
 @pytest.mark.parametrize(("x", "y"), [(0.5, 0.5), (0.0, 0.0), (0.999, 0.3), (0.1, 0.95)])
 @pytest.mark.parametrize("side", [1, 2, 9, 32])
-def test_cutout_is_a_clipped_gray_square(x, y, side):
+def test_cutout_is_a_clipped_gray_square(x, y, side, render):
     image = np.full((side, side, 3), 200, np.uint8)
-    ours = raw([image], side, cutout_x=x, cutout_y=y)[0]
+    ours = raw([image], side, render, cutout_x=x, cutout_y=y)[0]
     half = max(1, side // 2)
     expected = np.full((side, side), 200 / 255, np.float32)
     left, top = (int(np.floor(np.float32(c) * side)) - half // 2 for c in (x, y))
     expected[max(0, top) : max(0, top + half), max(0, left) : max(0, left + half)] = 0.5
-    assert torch.equal(ours, torch.from_numpy(expected).expand(3, side, side))
+    assert (ours - torch.from_numpy(expected)).abs().max() <= slack(render)
     assert (ours == 0.5).any()
 
 
-def test_noise_has_an_address():
+def test_noise_has_an_address(render):
     images = [np.full((64, 64, 3), 128, np.uint8)] * 3
     plain = table(images, noise=[0.1, 0.0, 0.1])
     moved = Table(plain.values, 5, np.array([2, 1, 7]), 3)
-    ours = reference.render(images, moved, View(size=64, space="raw"), **PLAIN)
+    ours = render(images, moved, View(size=64, space="raw"), **PLAIN)
     noise = ours - 128 / 255
-    assert (noise[1] == 0).all()
+    assert noise[1].abs().max() <= slack(render)
     for i, position in ((0, 2), (2, 7)):
         normal = philox.normal(5, position, Purpose.NOISE, 3 * 64 * 64, view=3)
         expected = (128 / 255 + 0.1 * normal).clip(0, 1).reshape(3, 64, 64)
@@ -195,16 +207,17 @@ def test_noise_has_an_address():
     assert abs(np.corrcoef(noise[0].flatten(), noise[2].flatten())[0, 1]) < 0.05
 
 
-def test_sobel_is_the_gradient_magnitude_of_the_luminance():
+def test_sobel_is_the_gradient_magnitude_of_the_luminance(render):
     image = photo(32, 32)
     gray = torch.nn.functional.pad(F.rgb_to_grayscale(tensor(image))[None], (1,) * 4, "reflect")
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
     kernel = torch.stack([across, across.T])[:, None]
     expected = torch.nn.functional.conv2d(gray, kernel).norm(dim=1).clamp(max=1)
-    ours = raw([image], 32, sobel=1)[0]
+    ours = raw([image], 32, render, sobel=1)[0]
     assert (ours - expected).abs().max() < 1e-5
     assert ours.max() > 0.2
-    assert raw([np.full((8, 8, 3), 90, np.uint8)], 8, sobel=1).abs().max() == 0
+    flat = raw([np.full((8, 8, 3), 90, np.uint8)], 8, render, sobel=1)
+    assert flat.abs().max() <= slack(render)
 
 
 # Chains
@@ -242,10 +255,10 @@ def chain(image: np.ndarray, row: dict[str, float], view: View) -> Tensor:
         ),
     ],
 )
-def test_chains_agree_with_torchvision(view):
+def test_chains_agree_with_torchvision(view, render):
     images = [photo(60 + 5 * (i % 3), 80, i) for i in range(48)]
     drawn = sample(view, reference.sizes(images), seed=1, position=np.arange(48), index=0)
-    ours = reference.render(images, drawn, view, **PLAIN)
+    ours = render(images, drawn, view, **PLAIN)
     rows = [dict(zip(COLUMNS, map(float, row), strict=True)) for row in drawn.values]
     theirs = torch.stack([chain(*pair, view) for pair in zip(images, rows, strict=True)])
     assert ((ours - theirs).abs() <= STEP).all(dim=1).float().mean() >= 0.999
@@ -267,18 +280,16 @@ def test_chains_agree_with_torchvision(view):
         ((0, 0, 0), (0, 0, 0)),
     ],
 )
-def test_lab(colour, lab):
+def test_lab(colour, lab, render):
     image = np.full((3, 3, 3), colour, np.uint8)
-    x = reference.render([image], table([image]), View(size=3, space="lab"), **PLAIN)
+    x = render([image], table([image]), View(size=3, space="lab"), **PLAIN)
     measured = (x[0, :, 1, 1] + torch.tensor([1.0, 0, 0])) * torch.tensor([50.0, 110, 110])
     assert measured.tolist() == pytest.approx(lab, abs=0.02)
 
 
-def test_rgb_is_normalised_and_channels_last():
+def test_rgb_is_normalised_and_channels_last(render):
     image = photo(16, 16)
-    x = reference.render(
-        [image] * 2, table([image] * 2), View(size=16), mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    x = render([image] * 2, table([image] * 2), View(size=16), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert (x[0] - F.normalize(tensor(image), IMAGENET_MEAN, IMAGENET_STD)).abs().max() < 1e-6
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert x.dtype == torch.float32

@@ -6,15 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from chance import BOUND, OURS, THEIRS, distance, draw
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from selfsight.errors import ConfigError
-from selfsight.views.sample import COLUMNS, DRAWS, ORDERS, Table, boxes, center, sample
+from selfsight.errors import ConfigError, DataError
+from selfsight.views.sample import COLUMNS, DRAWS, ORDERS, boxes, center, sample
 from selfsight.views.spec import View
-
-OURS, THEIRS = 20_000, 4_000
-# Kolmogorov and Smirnov's two-sample bound at about one false alarm in a thousand.
-BOUND = 1.95 * math.sqrt(1 / OURS + 1 / THEIRS)
 
 ALL_ON = View(
     size=32,
@@ -23,20 +20,6 @@ ALL_ON = View(
         ("flip", "rotate", "gray", "blur", "solarize", "equalize", "cutout", "noise", "sobel"), 0.3
     ),
 )
-
-
-def draw(view: View, height: int = 48, width: int = 64, n: int = OURS, **address: int) -> Table:
-    seed, index = address.get("seed", 0), address.get("index", 0)
-    return sample(
-        view, np.full((n, 2), (height, width)), seed=seed, position=np.arange(n), index=index
-    )
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest gap between two empirical distribution functions."""
-    at = np.union1d(a, b)
-    below = [np.searchsorted(np.sort(x), at, side="right") / len(x) for x in (a, b)]
-    return float(np.abs(below[0] - below[1]).max())
 
 
 def torchvision_crops(height: int, width: int, view: View, stretch: float = 1.0) -> np.ndarray:
@@ -338,3 +321,8 @@ def test_view_scales_with_the_main_crop():
     assert local.scaled(224, multiple=14).size == 98
     assert local.scaled(8, multiple=16).size == 16
     assert [View(size=s).blur_kernel for s in (8, 32, 96, 224)] == [3, 3, 9, 23]
+
+
+def test_sizes_and_positions_must_be_as_many():
+    with pytest.raises(DataError, match="1 sizes for 4 positions"):
+        sample(View(), np.array([[30, 40]]), seed=0, position=np.arange(4), index=0)

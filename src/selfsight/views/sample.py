@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from selfsight.errors import DataError
 from selfsight.views.draw import DRAWS, Numbers, draw
 from selfsight.views.spec import View
 
@@ -65,6 +66,8 @@ def sample(view: View, sizes: np.ndarray, *, seed: int, position: np.ndarray, in
     """The parameters of crop `index` for images of `sizes` (N, 2), heights and widths."""
     position = np.ascontiguousarray(position, np.int64)
     extents = np.ascontiguousarray(sizes, np.int64).reshape(-1, 2)
+    if len(extents) != len(position):
+        raise DataError(f"{len(extents)} sizes for {len(position)} positions of a view's table")
     values = np.empty((len(position), len(COLUMNS)), np.float32)
     draw(_numbers(view), extents, seed & _KEY, position, index, values)
     return Table(values, seed, position, index)
