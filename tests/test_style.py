@@ -53,10 +53,11 @@ LAYERS = {
     "train": "errors philox counting machine schedules losses meters views distributed batchnorm "
     "optim encoders methods.base data methods export features evaluate diagnose presets run",
     "demo": "errors data features evaluate diagnose run selfsight",
-    "doctor": "errors machine data encoders train",
+    "bench": "errors machine views encoders methods.base data train",
+    "doctor": "errors machine views data encoders train bench",
     # Nothing imports the command line but `python -m selfsight`.
     "cli": "errors counting views encoders data methods export features evaluate diagnose explore "
-    "presets run train demo doctor selfsight",
+    "presets run train demo bench doctor selfsight",
     "__main__": "cli",
     # The façade loads what it is asked for, when it is asked.
     "selfsight": "errors philox losses views encoders data methods export features evaluate "

@@ -37,6 +37,7 @@ def pretrain(
     warmup: float | None = None,
     accumulate: int | None = None,
     precision: str | None = None,
+    compile: bool | None = None,
     options: dict[str, Any] | None = None,
     view: dict[str, Any] | None = None,
     regularize: dict[str, float] | None = None,
@@ -47,6 +48,7 @@ def pretrain(
     data: a folder, a list, an array file, a set's name, an array of images, or "synthetic"
     out: the run's folder, new or empty unless `resume`
     time: how long to train, as "2h", instead of `epochs`
+    compile: compile the encoder by torch.compile
     options: of the method, as {"temperature": 0.2}
     view: numbers that hold for every view, as {"crop": (0.2, 1.0), "gray": 0.0}
     regularize: weights of VICReg's terms, added to the method's loss, as {"variance": 1.0}
@@ -77,6 +79,7 @@ def pretrain(
         seed=seed,
         device=device,
         precision=precision,
+        compile=compile,
         optimizer=optimizer,
         weight_decay=weight_decay,
         warmup=warmup,

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -153,11 +154,71 @@ def _cuda() -> Finding:
     return Finding("cuda", "ok", "no GPU; training runs on the CPU")
 
 
+def _speed() -> Finding:
+    import torch
+
+    from selfsight.bench import probe
+    from selfsight.machine import cores, cpu_quota, native_bf16
+
+    found = probe(seconds=0.5, threads=min(torch.get_num_threads(), cores()))
+    threads, quota = found.threads, cpu_quota()
+    value = f"{found.gflops:.0f} GFLOP/s"
+    if native_bf16("cpu"):
+        value += f", {probe(threads=threads, dtype=torch.bfloat16).gflops:.0f} in bf16"
+    value += f"; {threads} thread{'s' * (threads > 1)}, {found.busy:.2f} CPU seconds a second"
+    if not found.starved:
+        return Finding("speed", "ok", value)
+    if quota is not None and quota < threads:
+        advice = f"a CPU quota of {quota:g} cores: raise it, or set OMP_NUM_THREADS={ceil(quota)}"
+        return Finding("speed", "warn", value, advice)
+    return Finding("speed", "warn", value, "another process takes the cores: end it, or wait")
+
+
 def _malloc() -> Finding:
+    from selfsight.machine import keep_pages
+
     libc, version = platform.libc_ver()
-    if libc == "glibc" and sys.platform == "linux":
-        return Finding("malloc", "ok", f"glibc {version}: a run keeps freed pages for reuse")
-    return Finding("malloc", "ok", f"{libc or 'the system'}: left as it is")
+    if libc != "glibc" or sys.platform != "linux":
+        return Finding("malloc", "ok", f"{libc or 'the system'}: left as it is")
+    switch = os.environ.get("SELFSIGHT_KEEP_PAGES")
+    if keep_pages():
+        state = "a run keeps freed pages for reuse (SELFSIGHT_KEEP_PAGES=0 turns it off)"
+    elif switch == "0":
+        state = "a run gives freed pages back: SELFSIGHT_KEEP_PAGES=0"
+    else:
+        state = "it does not let a run keep freed pages"
+    return Finding("malloc", "ok", f"glibc {version}: {state}")
+
+
+def _simplejpeg() -> Finding:
+    from selfsight.data.jpeg import FAST
+
+    try:
+        version = metadata.version("simplejpeg")
+    except metadata.PackageNotFoundError:
+        return Finding("simplejpeg", "ok", "absent: Pillow decodes JPEGs, to the same pixels")
+    if not FAST:
+        advice = "pip install --force-reinstall simplejpeg; Pillow decodes until then"
+        return Finding("simplejpeg", "warn", f"{version} cannot be loaded", advice)
+    return Finding("simplejpeg", "ok", version)
+
+
+def _kernels() -> Finding:
+    from selfsight.machine import cache_folder
+    from selfsight.views.compiled import kernels_folder
+
+    folder = kernels_folder()
+    if folder is not None:
+        return Finding("kernels", "ok", f"compiled once, kept in {folder}")
+    why = f"others can reach into {cache_folder() / 'kernels'}"
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_folder()):
+            pass
+    except OSError as error:
+        why = f"{cache_folder()}: {error.strerror}"
+    advice = "set SELFSIGHT_CACHE to a folder of your own"
+    return Finding("kernels", "warn", f"compiled by every process for itself: {why}", advice)
 
 
 def _decoding() -> Finding:
@@ -175,7 +236,7 @@ def _decoding() -> Finding:
 
 
 def _cache_folder() -> Finding:
-    from selfsight.data.manifest import cache_folder
+    from selfsight.machine import cache_folder
 
     folder = cache_folder()
     try:
@@ -197,18 +258,24 @@ def _disk() -> Finding:
     return Finding("disk", "ok", value)
 
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "rich")
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "numpy", "numba", "pillow"),
+    *("safetensors", "pyarrow", "rich"),
+)
 _CHECKS: tuple[Callable[[], Finding], ...] = (
     _python,
     _system,
     *map(_package, _PACKAGES),
+    _simplejpeg,
     _torch_and_torchvision,
     _cores,
     _memory,
     _bf16,
     _cuda,
+    _speed,
     _malloc,
     _decoding,
     _cache_folder,
+    _kernels,
     _disk,
 )

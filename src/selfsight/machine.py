@@ -1,15 +1,16 @@
-"""What this machine can do, read from its flags and never from a timing."""
+"""What this machine can do, as its flags and limits say; nothing here is timed."""
 
 import ctypes
 import functools
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-__all__ = ["cache_folder", "cores", "keep_pages", "native_bf16"]
+__all__ = ["cache_folder", "cores", "cpu_quota", "keep_pages", "native_bf16"]
 
 # mallopt's parameter numbers in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -37,6 +38,35 @@ def cores() -> int:
     """Processors that this process may use."""
     affinity: set[int] = getattr(os, "sched_getaffinity", lambda _: set())(0)
     return len(affinity) or os.cpu_count() or 1
+
+
+def cpu_quota(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """How many cores' time the process's control groups allow it, as containers are limited;
+    None without a limit."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return None
+    return min((quota for line in lines for quota in _quotas(groups, line)), default=None)
+
+
+def _quotas(groups: Path, line: str) -> Iterator[float]:
+    """Of a group and of all around it."""
+    _, controllers, path = line.split(":", 2)
+    if controllers and "cpu" not in controllers.split(","):
+        return
+    base = groups / "cpu" if controllers else groups
+    inner = base / path.lstrip("/")
+    for folder in (inner, *inner.parents):
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        try:
+            words = " ".join((folder / file).read_text() for file in files).split()
+        except OSError:
+            continue
+        if words[0] not in ("max", "-1"):
+            yield int(words[0]) / int(words[1])
 
 
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:

@@ -22,6 +22,7 @@ COMMANDS = {
     "embed": "write the embedding of every image to a file",
     "methods": "list the methods, or describe one",
     "views": "draw what a method sees of your images",
+    "bench": "time on this machine what training needs",
     "doctor": "check this machine and this installation",
     "check": "check every image of a data set before training",
     "pack": "write images into tar shards, in their order",

@@ -41,6 +41,7 @@ def configure(parser: Parser) -> None:
     add("--warmup", type=number(0), metavar="N", help="epochs of rising learning rate")
     add("--accumulate", type=whole(1), metavar="N", help="parts a batch is computed in")
     add("--precision", metavar="NAME", help="auto, fp32 or bf16")
+    add("--compile", action="store_const", const=True, help="torch.compile the encoder")
     add("--threads", "--workers", type=whole(1), metavar="N", help="threads that load images")
     add("--max-bad-fraction", type=number(0, 1), metavar="X", help="unreadable files tolerated")
     add("--download", action="store_const", const=True, help="allow fetching a named set")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,6 +14,7 @@ from selfsight.data.base import Source
 from selfsight.distributed import world
 from selfsight.encoders import create_encoder
 from selfsight.encoders.base import Encoder
+from selfsight.encoders.timm import TimmEncoder
 from selfsight.errors import ConfigError, suggestion
 from selfsight.machine import native_bf16
 from selfsight.methods import DEFAULT, create, method_class
@@ -20,6 +22,7 @@ from selfsight.methods.base import Method
 from selfsight.optim import OPTIMIZERS, Recipe
 from selfsight.philox import Purpose, seed_for
 from selfsight.train.regularize import Regularizer
+from selfsight.views.compiled import kernels_folder
 from selfsight.views.presets import adapted, fitted
 
 __all__ = ["Built", "Config", "Settings", "differences", "resolve", "seconds"]
@@ -42,6 +45,7 @@ class Settings:
     seed: int | None = None
     device: str | None = None
     precision: str | None = None
+    compile: bool | None = None
     optimizer: str | None = None
     weight_decay: float | None = None
     warmup: float | None = None
@@ -70,6 +74,7 @@ class Config:
     weight_decay: float
     warmup: float
     precision: str
+    compile: bool = False
     device: str
     pretrained: bool | str
     seed: int
@@ -180,6 +185,8 @@ def resolve(settings: Settings, source: Source) -> Built:
         known = ["auto", "fp32", "bf16"]
         hint = suggestion(chosen["precision"], known) or "; known: auto, fp32, bf16"
         raise ConfigError(f"unknown precision {chosen['precision']}{hint}")
+    if choose("compile", lambda: (False, "compiled only when asked for")):
+        _compile(built)
     config = Config(**chosen, reasons=reasons)
     built.views = views
     return Built(config, built, _recipe(recipe, config))
@@ -242,6 +249,28 @@ def _precision(device: str, encoder: Encoder, side: int) -> tuple[str, str]:
     return "fp32", "this device has no native bf16"
 
 
+def _compile(method: Method) -> None:
+    """Have torch compile the encoders when they are first called. In place: the names of what
+    they hold stay the same."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        # Left alone, torch reads pickles from a folder of /tmp that anybody can put there.
+        folder = kernels_folder()
+        if folder is None:
+            raise ConfigError(
+                "--compile needs a cache that nobody else can write to; set SELFSIGHT_CACHE to a "
+                "folder of your own"
+            )
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "torch")
+    for module in method.modules():
+        if isinstance(module, TimmEncoder):
+            # A ViT's blocks are alike, so one is compiled for all, and whatever the masks do
+            # to the tokens happens outside of them.
+            for part in module.model.blocks if module.maskable else [module.model]:
+                # Two sizes of crops are two programs: one for any size would be slower, and
+                # which of them ran would depend on where the run was resumed.
+                part.compile(dynamic=False)
+
+
 def _recipe(recipe: Recipe, config: Config) -> Recipe:
     end = recipe.weight_decay_end if config.weight_decay == recipe.weight_decay else None
     name: Any = config.optimizer
@@ -251,6 +280,7 @@ def _recipe(recipe: Recipe, config: Config) -> Recipe:
 def differences(old: dict[str, Any], new: Config) -> list[str]:
     """What changed against a recorded config, one line per value."""
     now = json.loads(json.dumps(new.json()))
+    old = {"compile": False, **old}  # older runs had no choice
     return [
         f"{name} was {old.get(name)!r}, is {value!r}"
         for name, value in sorted(now.items())

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
 from selfsight import optim, philox
 from selfsight.batchnorm import synchronise
 from selfsight.distributed import agree, all_sum, any_rank, gather, rank, world
-from selfsight.errors import Diverged, Stopped
+from selfsight.errors import ConfigError, Diverged, Stopped
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
 from selfsight.optim import Recipe
 from selfsight.philox import Purpose
@@ -86,6 +87,12 @@ class Engine:
     def step(self, clock: Clock, batches: list[Batch], sweep: Sweep) -> Step:
         """One optimizer step over the parts of a batch; a step that is not finite on every
         rank leaves no trace."""
+        try:
+            return self._step(clock, batches, sweep)
+        except TorchDynamoException as error:
+            raise _uncompiled(error, self.plan.device) from error
+
+    def _step(self, clock: Clock, batches: list[Batch], sweep: Sweep) -> Step:
         method, plan = self.method, self.plan
         # Drop-path and drop-out read torch's generator: address it by the step too.
         torch.manual_seed(philox.seed_for(plan.seed, clock.step, Purpose.DROPOUT, view=rank()))
@@ -126,6 +133,15 @@ class Engine:
             output = replace(output, loss=output.loss + extra)
             (output.loss / plan.micros).backward()  # type: ignore[no-untyped-call]
         return output
+
+
+def _uncompiled(error: TorchDynamoException, device: str) -> ConfigError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    needs = "a C++ compiler, such as g++," if device == "cpu" else "Triton and a C compiler"
+    return ConfigError(
+        f"--compile failed ({reason}); install {needs} where it is missing, or train without "
+        "--compile"
+    )
 
 
 def _joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:
