@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import processor
 from PIL import Image
 from protocol import ENTRIES, FAILURES, PROTOCOL, Entry, Protocol, fingerprint
 
@@ -143,7 +144,7 @@ def job(
                 "selfsight": selfsight.__version__,
                 **{name: version(name) for name in ("torch", "timm")},
             },
-            "cpu": _cpu(),
+            "cpu": processor(),
             "threads": torch.get_num_threads(),
         }
 
@@ -234,15 +235,6 @@ def readings(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _short(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo")
-    if not lines.is_file():
-        return platform.processor() or platform.machine()
-    text = lines.read_text(encoding="ascii", errors="replace")
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()
 
 
 def place(entry: Entry, seed: int, protocol: Protocol, folder: Path) -> Path:

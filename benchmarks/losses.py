@@ -12,14 +12,9 @@ fresh process's peak above what it held before. About three minutes on two idle 
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +23,12 @@ import torch.nn.functional as F
 from lightly.loss import BarlowTwinsLoss, NTXentLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
 from lightly.loss.vicreg_loss import covariance_loss
+from measure import THREADS, apart, header, probe, resident, seconds, spread, write
 from torch import Tensor
 
-from selfsight import __version__
 from selfsight.losses import barlow_twins, covariance_penalty, nt_xent, sinkhorn
 from selfsight.machine import keep_pages
 
-THREADS = 2
 LAMBDA = 0.0051
 
 Function = Callable[..., Tensor]
@@ -86,23 +80,6 @@ def call(case: Case, function: Function, inputs: list[Tensor]) -> list[Tensor]:
     return [value.detach(), *(torch.autograd.grad(value, inputs) if case.gradient else ())]
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def probe() -> float:
-    """GFLOP/s of a float32 product, the best of five."""
-    x = torch.randn(2048, 2048)
-    x @ x
-    return 2 * 2048**3 / min(seconds(lambda: x @ x) for _ in range(5)) / 1e9
-
-
-def spread(times: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
-
-
 def timing(case: Case) -> dict[str, object]:
     """Seconds of both sides, and how far their answers lie apart."""
     inputs = drawn(case, case.shape)
@@ -130,12 +107,6 @@ def timing(case: Case) -> dict[str, object]:
     }
 
 
-def resident(field: str) -> float:
-    """MiB that /proc/self/status gives for VmRSS (now) or VmHWM (the peak)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
 def memory(case: Case, side: str) -> dict[str, float]:
     """MiB that one call adds to the peak. A small call first loads what only loads once."""
     function = {"lightly": case.theirs, "selfsight": case.ours}[side]
@@ -147,38 +118,21 @@ def memory(case: Case, side: str) -> dict[str, float]:
     return {"extra_mib": resident("VmHWM") - held}
 
 
-def apart(*arguments: str) -> dict[str, object]:
-    """This script in a fresh process; its answer."""
-    command = [sys.executable, __file__, *arguments]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    result: dict[str, object] = json.loads(answer)
-    return result
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-
-
 def everything() -> dict[str, object]:
     cases = {}
     for name in CASES:
-        extra = {s: apart("--memory", name, s)["extra_mib"] for s in ("lightly", "selfsight")}
+        extra = {
+            s: apart(__file__, "--memory", name, s)["extra_mib"] for s in ("lightly", "selfsight")
+        }
         cases[name] = {
-            "default": apart("--time", name, "default"),
-            "pages_kept": apart("--time", name, "kept"),
+            "default": apart(__file__, "--time", name, "default"),
+            "pages_kept": apart(__file__, "--time", name, "kept"),
             "extra_mib": extra,
             "lighter": extra["lightly"] / max(extra["selfsight"], 1.0),
         }
         report(name, cases[name])
     return {
-        "command": "python benchmarks/losses.py",
-        "python": platform.python_version(),
-        "selfsight": __version__,
-        **{package: version(package) for package in ("torch", "lightly")},
-        "cpu": processor(),
-        "threads": THREADS,
-        "load": os.getloadavg(),
+        **header("python benchmarks/losses.py", "lightly"),
         "cases": cases,
     }
 
@@ -225,9 +179,7 @@ def main() -> None:
     else:
         results = everything()
         if options.out:
-            options.out.write_text(
-                json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            write(options.out, results)
 
 
 if __name__ == "__main__":

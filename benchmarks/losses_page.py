@@ -1,9 +1,11 @@
-"""From results/losses.json to docs/benchmarks.md: python benchmarks/losses_page.py"""
+"""From the results, losses.json first, to docs/benchmarks.md: python benchmarks/losses_page.py"""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from views_page import sections
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "losses.json"
@@ -43,7 +45,7 @@ def page(results: dict[str, Any]) -> str:
     return f"""\
 # Benchmarks
 
-<!-- Written by benchmarks/losses_page.py from benchmarks/results/losses.json; do not edit. -->
+<!-- Written by benchmarks/losses_page.py from benchmarks/results; do not edit. -->
 
 ## Losses
 
@@ -72,6 +74,7 @@ python benchmarks/losses.py --out benchmarks/results/losses.json
 python benchmarks/losses_page.py
 ```
 
+{sections(RESULTS.parent)}\
 Whether the methods learn is measured in [learning.md](learning.md).
 """
 

@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -84,10 +85,15 @@ def empty(count: int, view: View, dtype: torch.dtype) -> Tensor:
 def in_parts(
     task: Callable[[slice], Result], count: int, views: Sequence[View], threads: int
 ) -> list[Result]:
-    """What `task` answers for parts of range(count), each long enough to be worth a thread's
-    while, in their order."""
-    step = max(1, round(_TASK / (_PER_PIXEL * sum(view.size**2 for view in views))))
-    parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    """What `task` answers for parts of range(count), in their order: parts of two
+    milliseconds' work, or of one where a thread would be left without."""
+    seconds = count * _PER_PIXEL * sum(view.size**2 for view in views)
+    number = max(int(seconds / _TASK), min(threads, int(2 * seconds / _TASK)), 1)
+    number = min(number, max(count, 1))
+    if number > threads:
+        number -= number % threads
+    edges = [count * i // number for i in range(number + 1)]
+    parts = [slice(*pair) for pair in pairwise(edges) if pair[0] < pair[1]]
     if min(threads, len(parts)) < 2:
         return [task(part) for part in parts]
     return list(_pool(threads).map(task, parts))
