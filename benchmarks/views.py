@@ -197,7 +197,7 @@ def _decode(files: Sequence[bytes]) -> None:
         for file in files[of]:
             decode(file)
 
-    cpu.in_parts(part, len(files), expand(CASES["jpeg"].views), THREADS)
+    cpu.in_parts(part, len(files), EXTENT[0] * EXTENT[1], THREADS)
 
 
 def _applied(views: list[View], images: np.ndarray, batch: int, dtype: torch.dtype) -> Work:

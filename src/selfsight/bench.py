@@ -21,12 +21,13 @@ from selfsight.machine import cores, keep_pages
 from selfsight.methods.base import Clock
 from selfsight.train.config import Settings, resolve
 from selfsight.train.loop import Engine, Plan
-from selfsight.views import View, apply, cpu
+from selfsight.views import View, apply, cpu, expand
 from selfsight.views.presets import crops, fitted, simclr_view
 
 __all__ = ["CASES", "Case", "Probe", "Timing", "probe", "quiet", "run"]
 
 _TURNS = 5
+_PHOTO = 400 * 300  # pixels
 _LONG = 0.25  # seconds that a turn takes at least
 _APART = 1.3  # two probes further apart than this were not of the same machine
 _BUSY = 0.75  # CPU seconds a second that a thread gets on a quiet machine, at least
@@ -208,7 +209,8 @@ def _painted(views: Sequence[View], threads: int) -> Work:
         apply([decode(data) for data in files[part]], views, position=part.start, threads=1)
 
     def call() -> None:
-        cpu.in_parts(paint, len(files), views, threads)
+        painted = sum(view.size**2 for view in expand(views))
+        cpu.in_parts(paint, len(files), painted + _PHOTO, threads)
 
     return len(files), call, _shared(threads)
 
@@ -220,9 +222,7 @@ def _decode(threads: int) -> Work:
         for data in files[rows]:
             decode(data)
 
-    # As many parts as two full views would make.
-    views = [View(count=1)] * 2
-    return len(files), lambda: cpu.in_parts(part, len(files), views, threads), _shared(threads)
+    return len(files), lambda: cpu.in_parts(part, len(files), _PHOTO, threads), _shared(threads)
 
 
 def _step(precision: str) -> Callable[[int], Work | None]:

@@ -21,7 +21,7 @@ from selfsight.data.base import Source
 from selfsight.data.decode import Undecodable
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, DataError, StorageError, suggestion
-from selfsight.views import render
+from selfsight.views import cpu, render
 from selfsight.views.reference import sizes
 from selfsight.views.sample import center
 from selfsight.views.spec import View
@@ -201,12 +201,25 @@ def _batches(
                 "or start again without it"
             ) from error
 
+    decoded = 0 if source.resident else float(source.sizes[:1000].prod(axis=1).mean())
+    cost = view.size**2 + decoded
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as ahead:
 
         def prepare(start: int) -> Tensor:
-            images = list(readers.map(read, range(start, min(start + batch, n))))
-            table = center(view.size, sizes(images), fraction)
-            return render(images, table, view, mean=mean, std=std, device=device)
+            count = min(batch, n - start)
+            if device.type != "cpu":
+                images = list(readers.map(read, range(start, start + count)))
+                table = center(view.size, sizes(images), fraction)
+                return render(images, table, view, mean=mean, std=std, device=device)
+            out = cpu.empty(count, view, torch.float32)
+
+            def task(part: slice) -> None:
+                images = [read(start + i) for i in range(count)[part]]
+                table = center(view.size, sizes(images), fraction)
+                cpu.paint(images, table, view, mean=mean, std=std, out=out[part])
+
+            cpu.in_parts(task, count, cost, threads)
+            return out
 
         coming = ahead.submit(prepare, 0)
         for start in range(0, n, batch):

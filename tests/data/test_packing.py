@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tars import Jpeg, Photos, digests, inside, names
 
-from selfsight.data import Source, open_source
+from selfsight.data import Arrays, Source, open_source
 from selfsight.data.loader import Loader
 from selfsight.data.pack import empty_folder, pack
 from selfsight.errors import ConfigError, DataError, StorageError
@@ -201,3 +202,20 @@ def test_a_full_disk(photos: Photos, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(os.listdir(tmp_path)) == ["cache", "out", "photos"]
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_shards_are_not_put_into_the_data(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(data / "1.png")
+    with pytest.raises(ConfigError, match="lies inside the data; choose a place outside"):
+        pack(open_source(data), data / "shards")
+    assert [path.name for path in data.iterdir()] == ["1.png"]
+
+
+def test_labels_without_names_are_packed_as_numbers(tmp_path):
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    pack(Arrays("x", images, np.array([0, 1, 0])), tmp_path / "shards")
+    packed = open_source(tmp_path / "shards", labels=True)
+    assert packed.classes == ("0", "1")
+    assert packed.labels.tolist() == [0, 1, 0]

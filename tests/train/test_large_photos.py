@@ -69,3 +69,11 @@ def test_a_run_is_not_resumed_on_other_pixels(folder, tmp_path_factory):
             folder, out=out / "a", cache=cache, whole=True, resume=True, quiet=True, **SMALL
         )
     selfsight.resume(out / "a", quiet=True)
+
+
+def test_a_run_by_time_takes_the_same_encoder(folder, tmp_path_factory):
+    """What is chosen by the images' size is chosen by that of the photos."""
+    cache, out = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("out")
+    settings = {**SMALL, "encoder": None, "epochs": None}
+    run = selfsight.pretrain(folder, out=out / "a", cache=cache, time="1s", quiet=True, **settings)
+    assert record(run)["config"]["encoder"] == "resnet18"

@@ -1,8 +1,10 @@
 """The views for a training loop of one's own."""
 
 import numpy as np
+import pytest
 import torch
 
+from selfsight.errors import ConfigError, DataError
 from selfsight.views import View, apply, expand
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)
@@ -46,3 +48,43 @@ def test_statistics_normalise():
     assert (x - (raw - mean) / std).abs().max() < 1e-6
     assert raw.min() >= 0
     assert raw.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), "image 0 is float32"),
+        (np.zeros((2, 8, 8, 4), np.uint8), "views need uint8 \\(height, width, 3\\)"),
+        (np.zeros((8, 8, 3), np.uint8), "images are one \\(N, height, width, 3\\) array"),
+        (np.array([None, None]), "images are one"),
+        ((image for image in ()), "not generator"),
+        ([[0, 1], [2, 3]], "image 0 is list"),
+        ([np.zeros((8, 8, 3), np.uint8), None], "image 1 is NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(images, said):
+    with pytest.raises(DataError, match=said) as raised:
+        apply(images, View(size=4))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threads": 0}, "threads ≥ 1"),
+        ({"mean": (0.5,)}, "three means"),
+        ({"std": (1.0, 0.0, 1.0)}, "deviations > 0"),
+        ({"dtype": torch.float16}, "float32 or bfloat16"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        apply(np.zeros((2, 8, 8, 3), np.uint8), View(size=4), **options)
+    with pytest.raises(ConfigError, match="no view to make"):
+        apply(np.zeros((2, 8, 8, 3), np.uint8), [])
+
+
+def test_numbers_of_numpy_are_numbers():
+    image = np.arange(192, dtype=np.uint8).reshape(1, 8, 8, 3)
+    ours = apply(image, View(size=4), seed=np.int64(3), position=np.int64(2))
+    assert torch.equal(ours[0], apply(image, View(size=4), seed=3, position=2)[0])

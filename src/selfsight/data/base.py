@@ -140,10 +140,6 @@ class Subset(Source):
     def read(self, index: int, least: int = 0) -> Pixels:
         return self.source.read(int(self.indices[index]), least)
 
-    def stack(self) -> Pixels | None:
-        whole = self.source.stack()
-        return None if whole is None else whole[self.indices]
-
     def path(self, index: int) -> str:
         return self.source.path(int(self.indices[index]))
 

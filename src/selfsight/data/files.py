@@ -29,7 +29,7 @@ class Files(Source):
     def __init__(self, name: str, root: str, found: Manifest, labels: bool | None) -> None:
         """labels: True when there must be, None when there may be."""
         self.name, self.sizes, self.skipped = name, found.sizes, found.skipped
-        self._root, self._found = root, found
+        self.root, self._found = root, found
         if labels is False:
             return
         missing = np.flatnonzero(found.labels < 0)
@@ -53,7 +53,7 @@ class Files(Source):
         """The bytes the opening pass found; raises Undecodable when they are gone."""
         found = self._found
         path, size, offset = found.place(index)
-        data, status = _read(self._root, path, offset, int(found.lengths[index]))
+        data, status = _read(self.root, path, offset, int(found.lengths[index]))
         if (status.st_size, status.st_mtime_ns) != (size, found.modified[index]) and (
             hashlib.sha256(data).digest() != self.digest(index)
         ):

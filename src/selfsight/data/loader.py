@@ -163,18 +163,22 @@ class Loader:
             for view, table, pixels in zip(views, tables(images, part), out, strict=True):
                 cpu.paint(images, table, view, mean=self.mean, std=self.std, out=pixels[part])
 
+        def cut(part: slice) -> tuple[list[Pixels], list[Table]]:
+            images = fetch(part)
+            return _cut(images, tables(images, part))
+
         if self.device.type == "cpu":
             out = [cpu.empty(count, view, torch.float32) for view in views]
-            cpu.in_parts(paint, count, views, self._threads)
+            cpu.in_parts(paint, count, self._pixels(views), self._threads)
         else:
             images: Images
             if self._onboard is not None:
                 images = self._onboard[torch.from_numpy(wanted).to(self.device)]
                 drawn = tables(images, slice(None))
             else:
-                parts = cpu.in_parts(fetch, count, views, self._threads)
-                images = [image for part in parts for image in part]
-                images, drawn = _cut(images, tables(images, slice(None)))
+                parts = cpu.in_parts(cut, count, self._pixels(views), self._threads)
+                images = [image for part, _ in parts for image in part]
+                drawn = [Table.joined(same) for same in zip(*(t for _, t in parts), strict=True)]
             out = [
                 render(images, table, view, mean=self.mean, std=self.std, device=self.device)
                 for view, table in zip(views, drawn, strict=True)
@@ -207,6 +211,12 @@ class Loader:
 
     def _step(self, step: int, micros: int) -> list[Batch]:
         return [self.batch(step, micro, micros) for micro in range(micros)]
+
+    def _pixels(self, views: Sequence[View]) -> float:
+        """What an image costs: its views' pixels and, where it is decoded, its own."""
+        painted = sum(view.size**2 for view in views)
+        free = self.source.resident or self._keep
+        return painted + (0 if free else float(self.source.sizes[:1000].prod(axis=1).mean()))
 
     def _fetch(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], Images]:
         if self._stack is not None:
@@ -269,14 +279,15 @@ def _onboard(stack: Pixels | None, device: torch.device) -> Tensor | None:
     )
 
 
-def _cut(images: Sequence[Pixels], tables: Sequence[Table]) -> tuple[list[Pixels], list[Table]]:
+def _cut(images: Images, tables: Sequence[Table]) -> tuple[list[Pixels], list[Table]]:
     """Of each image what its views look at, and tables that count from there: the rest need
     not travel to the device."""
     edges = np.stack([boxes(table) for table in tables]).astype(np.int64)
     low = np.minimum(edges[..., :2], edges[..., 2:]).min(axis=0)
     high = np.maximum(edges[..., :2], edges[..., 2:]).max(axis=0)
     parts = [
-        image[y0:y1, x0:x1] for image, (x0, y0), (x1, y1) in zip(images, low, high, strict=True)
+        image[y0:y1, x0:x1].copy()  # lets go of the rest
+        for image, (x0, y0), (x1, y1) in zip(images, low, high, strict=True)
     ]
     return parts, [table.moved(low[:, 1], low[:, 0]) for table in tables]
 

@@ -43,6 +43,9 @@ def pack(
     shard_bytes: a shard is no longer than that, unless it holds one image only
     """
     place = empty_folder(out)
+    within = _folder(source)
+    if within and place.is_relative_to(within):
+        raise ConfigError(f"--out {os.fspath(out)} lies inside the data; choose a place outside")
     unfinished = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +137,13 @@ def _content(source: Source, index: int) -> tuple[str, bytes]:
     return name, data
 
 
+def _folder(source: Source) -> Path | None:
+    """Where files lie that shards must not be put beside."""
+    while isinstance(source, Subset):
+        source = source.source
+    return Path(source.root) if isinstance(source, Files) else None
+
+
 def _safe(name: str) -> str:
     """A relative name without hidden parts, which would be left out when it is read."""
     parts = [part.lstrip(".") for part in name.split("/")]
@@ -142,6 +152,8 @@ def _safe(name: str) -> str:
 
 def _classes(source: Source) -> list[bytes]:
     """The names of the classes, or their numbers where a name would not come back."""
+    if source.labels is not None and len(source.classes) <= source.labels.max():
+        return [b"%d" % number for number in range(int(source.labels.max()) + 1)]
     names = [os.fsencode(name) for name in source.classes]
     kept = tuple(map(plain_label, names)) == source.classes
     if kept and len(set(names)) == len(names):

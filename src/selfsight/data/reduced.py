@@ -5,6 +5,7 @@ own digest and the JPEG. A file that does not bear out its hash is made anew.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -27,6 +28,7 @@ __all__ = ["Reduced", "reduce"]
 # Raise the number when the same photo and size give another file.
 _RULE = "reduced, rules 1"
 _SEAL = 32
+_LONGEST = 65_500
 _ABANDONED = 3600  # seconds after which an unfinished file is somebody's who was killed
 
 
@@ -40,7 +42,10 @@ class Reduced(Source):
     def __init__(self, source: Source, short: int, cache: Path) -> None:
         self.name, self.labels, self.classes = source.name, source.labels, source.classes
         self.skipped = source.skipped
-        self.sizes = _reduced_sizes(source.sizes, short)
+        reduced = _reduced_sizes(source.sizes, short)
+        # What is too long for a JPEG stays as it is.
+        self.large = (source.sizes.min(axis=1) > short) & (reduced.max(axis=1) <= _LONGEST)
+        self.sizes = np.where(self.large[:, None], reduced, source.sizes)
         self.source, self.short = source, short
         self.folder = cache / "reduced" / str(short)
 
@@ -66,13 +71,13 @@ class Reduced(Source):
 
     def is_reduced(self, index: int) -> bool:
         """Whether the image comes from the cache."""
-        return bool(self.source.sizes[index].min() > self.short)
+        return bool(self.large[index])
 
     def fill(self, threads: int, progress: Progress | None = None) -> None:
         """Makes every file that is not there yet; photos that have gone bad are left to
         whoever reads them."""
         self._sweep()
-        large = np.flatnonzero(self.source.sizes.min(axis=1) > self.short).tolist()
+        large = np.flatnonzero(self.large).tolist()
         missing = [index for index in large if not os.path.exists(self._place(index))]
         # A bounded number at a time: Ctrl-C should not wait for many photos.
         step = 16 * threads
@@ -124,7 +129,8 @@ class Reduced(Source):
         except OSError as error:
             raise StorageError(
                 f"cannot keep reduced photos in {self.folder}: {error.strerror or error}"
-                f"{_free(self.folder)}; make room, or name another folder with --cache"
+                f"{_free(self.folder, error)}; name another folder with --cache, or "
+                "leave photos as they are with --whole"
             ) from None
         finally:
             if unfinished:
@@ -187,8 +193,10 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _free(folder: Path) -> str:
-    """`, 12345 bytes free`, of the nearest folder that exists."""
+def _free(folder: Path, error: OSError) -> str:
+    """`, 12345 bytes free`, of the nearest folder that exists, where that is the trouble."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
     for place in (folder, *folder.parents):
         try:
             return f", {shutil.disk_usage(place).free} bytes free"

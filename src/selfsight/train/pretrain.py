@@ -1,6 +1,7 @@
 """From a folder of images to a run: open, resolve, build, train, export."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -100,12 +101,15 @@ def pretrain(
         if recorded is not None:
             settings = _continued(settings, recorded)
         built = resolve(settings, source)
-        source = _reduced(source, built, habits)
+        if recorded is not None and recorded["data"].get("reduced") is None:
+            habits = replace(habits, whole=True)  # as it was begun
+        opened, source = source, _reduced(source, built, habits, signals)
+        compile_kernels(_telling(habits))
         code = any_rank(signals.code)
         if code:
             raise Stopped(f"stopped by {signals.name(code)} before the first step", code)
         if time is not None and recorded is None:
-            built = _within(built, settings, source, habits, time)
+            built = _within(built, settings, opened, source, habits, time)
         if recorded is None:
             _first(lambda: folder.write(record(built, data, source, asdict(habits))))
         else:
@@ -179,13 +183,30 @@ def _open(data: Data, habits: Habits) -> Source:
     return source
 
 
-def _reduced(source: Source, built: Built, habits: Habits) -> Source:
+def _telling(habits: Habits) -> Callable[[str], None]:
+    """Before there is a Teller."""
+
+    def tell(text: str) -> None:
+        if not habits.quiet and rank() == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _reduced(source: Source, built: Built, habits: Habits, signals: Signals) -> Source:
     """The source with photos much larger than the views reduced, once, into the cache."""
     if habits.whole:
         return source
     short = 2 * max(view.size for view in built.method.views)
     threads = habits.threads or cores()
-    progress = None if habits.quiet else counting(f"reduced to {short} px")
+    count = counting(f"reduced to {short} px")
+
+    def progress(done: int, total: int) -> None:
+        if not habits.quiet:
+            count(done, total)
+        if signals.code:
+            name = signals.name(signals.code)
+            raise Stopped(f"stopped by {name} while photos were reduced", signals.code)
 
     def reduced() -> Source:
         return reduce(source, short, cache_folder(habits.cache), threads=threads, progress=progress)
@@ -195,13 +216,18 @@ def _reduced(source: Source, built: Built, habits: Habits) -> Source:
     return found[0] if found else reduced()
 
 
-def _within(built: Built, settings: Settings, source: Source, habits: Habits, time: str) -> Built:
-    """The same run with as many epochs as fit into `time`."""
+def _within(
+    built: Built, settings: Settings, opened: Source, source: Source, habits: Habits, time: str
+) -> Built:
+    """The same run with as many epochs as fit into `time`.
+
+    opened: what the settings speak of; source: the same with its large photos reduced
+    """
     engine, loader = _engine(built, source), _loader(built, source, habits, None)
     sweeper = Sweeper(loader)
     epochs = epochs_within(seconds(time), engine, loader, sweeper, built.config.accumulate)
     # The measured steps moved the weights; resolving again starts from the same seed.
-    again = resolve(replace(settings, epochs=epochs), source)
+    again = resolve(replace(settings, epochs=epochs), opened)
     reasons = {**again.config.reasons, "epochs": f"what fits into {time} at the measured rate"}
     return replace(again, config=replace(again.config, reasons=reasons))
 
@@ -279,7 +305,6 @@ def _train(
         teller = stack.enter_context(Teller(plan.total, config.batch, quiet=quiet))
         start, rejected = _restore(folder, engine, teller)
         _announce(built, source, plan, start, teller)
-        compile_kernels(teller.say)
         knn = None
         if source.labels is not None:
             knn = OnlineKNN.over(
@@ -337,7 +362,7 @@ def _announce(built: Built, source: Source, plan: Plan, start: int, teller: Tell
         count = len(source.skipped)
         teller.say(f"skipped       {count} unreadable file{'s' * (count > 1)}, see skipped.jsonl")
     if isinstance(source, Reduced):
-        count = int((source.source.sizes.min(axis=1) > source.short).sum())
+        count = int(source.large.sum())
         teller.say(
             f"reduced       {count:,} photo{'s' * (count > 1)} to a short side of {source.short} "
             f"px, kept in {source.folder}; --whole reads them as they are"

@@ -31,7 +31,7 @@ def record(built: Built, data: Data, source: Source, habits: dict[str, Any]) -> 
     return {
         "config": config.json(),
         "reasons": config.reasons,
-        "habits": {**habits, "cache": habits["cache"] and str(habits["cache"])},
+        "habits": {**habits, "cache": _absolute(habits["cache"])},
         "reopens": reopens,
         "data": {
             "name": name,
@@ -68,6 +68,10 @@ def refuse_changes(recorded: dict[str, Any], built: Built, source: Source) -> No
             f"cannot resume, the run has changed: {'; '.join(changes)}. "
             "Restore it, or start anew in another --out"
         )
+
+
+def _absolute(cache: str | None) -> str | None:
+    return cache and str(Path(cache).expanduser().resolve())
 
 
 def _short(source: Source) -> int | None:

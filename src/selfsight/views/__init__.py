@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfsight.errors import ConfigError
 from selfsight.machine import cores
 from selfsight.views import cpu
 from selfsight.views.executor import render
@@ -28,7 +29,7 @@ def apply(
     position: int = 0,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
 ) -> list[Tensor]:
@@ -37,12 +38,21 @@ def apply(
     images: uint8 (H, W, 3) arrays of any sizes, or one (N, H, W, 3) array or tensor
     views: what `expand` accepts
     position: the step; the same seed, step and slot in the batch give the same pixels
+    device: by default where the images are
     dtype: float32 or bfloat16
     threads: of the CPU, by default one per core
     """
     extents = sizes(images)
+    if threads is not None and threads < 1:
+        raise ConfigError(f"views need threads ≥ 1, got {threads}")
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+        raise ConfigError(f"views need three means and three deviations > 0, got {mean} and {std}")
+    if device is None:
+        device = images.device if isinstance(images, torch.Tensor) else "cpu"
     slots = position * len(extents) + np.arange(len(extents), dtype=np.int64)
     crops = expand(views)
+    if not crops:
+        raise ConfigError("no view to make; give one View or several")
     if torch.device(device).type != "cpu":
         return [
             render(
@@ -63,7 +73,7 @@ def apply(
             table = sample(view, extents[part], seed=seed, position=slots[part], index=index)
             cpu.paint(images[part], table, view, mean=mean, std=std, out=pixels[part])
 
-    cpu.in_parts(task, len(extents), crops, threads or cores())
+    cpu.in_parts(task, len(extents), sum(view.size**2 for view in crops), threads or cores())
     return out
 
 

@@ -54,10 +54,6 @@ def loose(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath=_LOOSE, **_RULES)(function)
 
 
-# numba has one cache folder for the whole process.
-_COMPILING = threading.Lock()
-
-
 @final
 class Kernel:
     """A kernel that Python calls; compiled, or read from the cache, at the first call."""
@@ -120,13 +116,16 @@ def kernels_folder() -> Path | None:
     key = hashlib.sha256(numba.__version__.encode())
     for source in sources:
         key.update(source.read_bytes())
-    folder = cache_folder() / "kernels" / key.hexdigest()[:16]
+    every = cache_folder() / "kernels"
+    folder = every / key.hexdigest()[:16]
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.lstat()
-        ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        if not ours or found.st_mode & 0o077:
-            return None
+        for place, closed in ((every.parent, 0o002), (every, 0o022), (folder, 0o077)):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            found = place.stat() if place == every.parent else place.lstat()
+            ours = found.st_uid == os.getuid() or place == every.parent
+            shared = found.st_mode & closed and not found.st_mode & stat.S_ISVTX
+            if not stat.S_ISDIR(found.st_mode) or not ours or shared:
+                return None
         with open(folder / ".writable", "wb"):
             return folder
     except OSError:

@@ -18,16 +18,21 @@ from selfsight.views.compiled import kernel, loose
 from selfsight.views.draw import draw
 from selfsight.views.geometry import resample, workspace
 from selfsight.views.reference import Images, sizes
-from selfsight.views.sample import ORDERS, Table
+from selfsight.views.sample import COLUMNS, ORDERS, Table
 from selfsight.views.spec import View
 
 __all__ = ["compile_kernels", "empty", "in_parts", "paint", "render"]
 
 Result = TypeVar("Result")
 
-_SPACES = ("raw", "rgb", "lab")
 _ORDERS = ORDERS.astype(np.int64)
-_PER_PIXEL = 4e-9  # seconds, of one view on one core
+(
+    _TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP, _TURNS,
+    _ORDER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE,
+    _GRAY, _SIGMA, _SOLARIZE, _EQUALIZE,
+    _CUTOUT_X, _CUTOUT_Y, _NOISE, _SOBEL,
+) = range(len(COLUMNS))  # fmt: skip
+_PER_PIXEL = 4e-9  # seconds on one core
 _TASK = 2e-3  # seconds that are worth a thread's while
 
 
@@ -60,7 +65,7 @@ def render(
     def task(part: slice) -> None:
         paint(images[part], table.take(part), view, mean=mean, std=std, out=out[part])
 
-    in_parts(task, count, [view], threads)
+    in_parts(task, count, view.size**2, threads)
     return out
 
 
@@ -83,11 +88,14 @@ def empty(count: int, view: View, dtype: torch.dtype) -> Tensor:
 
 
 def in_parts(
-    task: Callable[[slice], Result], count: int, views: Sequence[View], threads: int
+    task: Callable[[slice], Result], count: int, pixels: float, threads: int
 ) -> list[Result]:
     """What `task` answers for parts of range(count), in their order: parts of two
-    milliseconds' work, or of one where a thread would be left without."""
-    seconds = count * _PER_PIXEL * sum(view.size**2 for view in views)
+    milliseconds' work, or of one where a thread would be left without.
+
+    pixels: of an image, decoded or painted
+    """
+    seconds = count * _PER_PIXEL * pixels
     number = max(int(seconds / _TASK), min(threads, int(2 * seconds / _TASK)), 1)
     number = min(number, max(count, 1))
     if number > threads:
@@ -132,7 +140,7 @@ def paint(
         scale /= np.array(std, np.float32)
         shift -= np.array(mean, np.float32) * scale
     shade = (view.space == "lab", scale, shift)
-    address = (table.seed & (2**64 - 1), table.index)
+    address = (int(table.seed) & (2**64 - 1), table.index)
     values, position = np.ascontiguousarray(table.values), np.ascontiguousarray(table.position)
     for rows, stack in _stacks(images, view):
         _paint(
@@ -173,24 +181,34 @@ def _paint(  # type: ignore[no-untyped-def]
     flat = np.empty(3 * n if half.size else 0, np.float32)
     for i in range(len(table)):
         t = table[i]
-        crop = (int(t[0]), int(t[1]), int(t[2]), int(t[3]))
-        resample(images[i], width, crop, t[4] > 0, size, (r, g, b), spaces)
-        if t[5] > 0:
-            photometry.turn(r, g, b, work, size, int(t[5]))
-        photometry.jitter(r, g, b, n, _ORDERS[int(t[6])], t[7], t[8], t[9], t[10])
-        if t[11] > 0:
+        crop = (int(t[_TOP]), int(t[_LEFT]), int(t[_HEIGHT]), int(t[_WIDTH]))
+        resample(images[i], width, crop, t[_FLIP] > 0, size, (r, g, b), spaces)
+        if t[_TURNS] > 0:
+            photometry.turn(r, g, b, work, size, int(t[_TURNS]))
+        photometry.jitter(
+            r,
+            g,
+            b,
+            n,
+            _ORDERS[int(t[_ORDER])],
+            t[_BRIGHTNESS],
+            t[_CONTRAST],
+            t[_SATURATION],
+            t[_HUE],
+        )
+        if t[_GRAY] > 0:
             photometry.gray(r, g, b, n)
-        if t[12] > 0:
-            photometry.blur((r, g, b), work, size, taps, t[12])
-        if t[13] > 0:
+        if t[_SIGMA] > 0:
+            photometry.blur((r, g, b), work, size, taps, t[_SIGMA])
+        if t[_SOLARIZE] > 0:
             photometry.solarize(r, g, b, n)
-        if t[14] > 0:
+        if t[_EQUALIZE] > 0:
             photometry.equalize(r, g, b, n)
-        if t[15] >= 0:
-            photometry.cutout(r, g, b, size, t[15], t[16])
-        if t[17] > 0:
-            photometry.noise(r, g, b, n, t[17], seed, position[i], index)
-        if t[18] > 0:
+        if t[_CUTOUT_X] >= 0:
+            photometry.cutout(r, g, b, size, t[_CUTOUT_X], t[_CUTOUT_Y])
+        if t[_NOISE] > 0:
+            photometry.noise(r, g, b, n, t[_NOISE], seed, position[i], index)
+        if t[_SOBEL] > 0:
             photometry.sobel(r, g, b, work, size)
         if lab:
             photometry.lab(r, g, b, n)
@@ -204,7 +222,7 @@ def _paint(  # type: ignore[no-untyped-def]
 @loose
 def _store(r, g, b, n, scale, shift, out):  # type: ignore[no-untyped-def]
     s0, s1, s2 = scale[0], scale[1], scale[2]
-    t0, t1, t2 = shift[0], shift[1], shift[2]
+    t0, t1, t2 = shift[_TOP], shift[_LEFT], shift[_HEIGHT]
     for i in range(n):
         out[3 * i] = r[i] * s0 + t0
         out[3 * i + 1] = g[i] * s1 + t1

@@ -9,11 +9,11 @@ from numba import types
 from selfsight.philox import Purpose
 from selfsight.views.compiled import exact, kernel
 
-__all__ = ["DRAWS", "NOISE", "ORDERS", "Numbers", "draw", "uniforms"]
+__all__ = ["DRAWS", "Numbers", "draw", "uniforms"]
 
 _ATTEMPTS = 10
-NOISE = 0.1  # standard deviation
-ORDERS = 24  # permutations of four
+_SD = 0.1  # standard deviation
+_ORDERS = 24  # permutations of four
 
 # One uniform per name, at its place in the sample's stream, whether or not the view uses
 # it: so no option moves another's draw. Part of the format: never reorder, only append.
@@ -105,6 +105,7 @@ def draw(view, sizes, seed, position, index, values):  # type: ignore[no-untyped
 
 @exact
 def _row(view, height, width, u, row):  # type: ignore[no-untyped-def]
+    """In the order of sample.COLUMNS."""
     h, w, central = _crop(view, height, width, u)
     jitter, cutout = u[_JITTER] < view.jitter, u[_CUTOUT] < view.cutout
     row[0] = math.floor((height - h) / 2 if central else u[_TOP] * (height - h + 1))
@@ -112,7 +113,7 @@ def _row(view, height, width, u, row):  # type: ignore[no-untyped-def]
     row[2], row[3] = h, w
     row[4] = u[_FLIP] < view.flip
     row[5] = 1 + math.floor(3 * u[_TURN]) if u[_ROTATE] < view.rotate else 0
-    row[6] = math.floor(ORDERS * u[_ORDER]) if jitter else 0
+    row[6] = math.floor(_ORDERS * u[_ORDER]) if jitter else 0
     row[7] = _factor(view.brightness, u[_BRIGHTNESS]) if jitter else 1
     row[8] = _factor(view.contrast, u[_CONTRAST]) if jitter else 1
     row[9] = _factor(view.saturation, u[_SATURATION]) if jitter else 1
@@ -123,7 +124,7 @@ def _row(view, height, width, u, row):  # type: ignore[no-untyped-def]
     row[14] = u[_EQUALIZE] < view.equalize
     row[15] = u[_CUTOUT_X] if cutout else -1
     row[16] = u[_CUTOUT_Y] if cutout else -1
-    row[17] = NOISE if u[_NOISE] < view.noise else 0
+    row[17] = _SD if u[_NOISE] < view.noise else 0
     row[18] = u[_SOBEL] < view.sobel
 
 

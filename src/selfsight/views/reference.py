@@ -57,7 +57,14 @@ def sizes(images: Images) -> np.ndarray:
     if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
         _check(images, images.shape[1:], 0)
         return np.tile(np.array(images.shape[1:3], np.int64), (len(images), 1))
+    if isinstance(images, np.ndarray | Tensor) or not isinstance(images, Sequence):
+        raise DataError(
+            f"images are one (N, height, width, 3) array or a list of (height, width, 3) arrays, "
+            f"not {type(images).__name__} {tuple(getattr(images, 'shape', ()))}".rstrip(" ()")
+        )
     for i, image in enumerate(images):
+        if not isinstance(image, np.ndarray | Tensor):
+            raise DataError(f"image {i} is {type(image).__name__}; views need uint8 arrays")
         _check(image, image.shape, i)
     return np.array([image.shape[:2] for image in images], np.int64).reshape(-1, 2)
 

@@ -1,6 +1,7 @@
 """Draws a view's parameters: one row of numbers per sample, all samples at once."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,13 @@ class Table:
     def take(self, rows: np.ndarray | slice) -> "Table":
         return Table(self.values[rows], self.seed, self.position[rows], self.index)
 
+    @classmethod
+    def joined(cls, tables: Sequence["Table"]) -> "Table":
+        """The rows of one table after another's, of the same crop."""
+        values = np.concatenate([table.values for table in tables])
+        position = np.concatenate([table.position for table in tables])
+        return cls(values, tables[0].seed, position, tables[0].index)
+
     def moved(self, top: np.ndarray, left: np.ndarray) -> "Table":
         """The same crops of images whose first rows and columns have been cut off."""
         values = self.values.copy()
@@ -69,7 +77,7 @@ def sample(view: View, sizes: np.ndarray, *, seed: int, position: np.ndarray, in
     if len(extents) != len(position):
         raise DataError(f"{len(extents)} sizes for {len(position)} positions of a view's table")
     values = np.empty((len(position), len(COLUMNS)), np.float32)
-    draw(_numbers(view), extents, seed & _KEY, position, index, values)
+    draw(_numbers(view), extents, int(seed) & _KEY, position, index, values)
     return Table(values, seed, position, index)
 
 
