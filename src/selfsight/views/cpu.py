@@ -185,17 +185,8 @@ def _paint(  # type: ignore[no-untyped-def]
         resample(images[i], width, crop, t[_FLIP] > 0, size, (r, g, b), spaces)
         if t[_TURNS] > 0:
             photometry.turn(r, g, b, work, size, int(t[_TURNS]))
-        photometry.jitter(
-            r,
-            g,
-            b,
-            n,
-            _ORDERS[int(t[_ORDER])],
-            t[_BRIGHTNESS],
-            t[_CONTRAST],
-            t[_SATURATION],
-            t[_HUE],
-        )
+        factors = (t[_BRIGHTNESS], t[_CONTRAST], t[_SATURATION], t[_HUE])
+        photometry.jitter(r, g, b, n, _ORDERS[int(t[_ORDER])], factors)
         if t[_GRAY] > 0:
             photometry.gray(r, g, b, n)
         if t[_SIGMA] > 0:

@@ -63,12 +63,13 @@ def turn(r, g, b, work, size, turns):  # type: ignore[no-untyped-def]
 
 
 @loose
-def jitter(r, g, b, n, order, brightness, contrast, saturation, hue):  # type: ignore[no-untyped-def]
+def jitter(r, g, b, n, order, factors):  # type: ignore[no-untyped-def]
     """Four operators in the sample's own order; a neutral one is left out.
 
     Block by block while that is in the nearest cache, but for the contrast: it needs the
     mean of what the operators before it leave of the whole image.
     """
+    brightness, contrast, saturation, hue = factors
     pause = 4
     for turn in range(4):
         if order[turn] == 1 and contrast != 1:
