@@ -284,7 +284,7 @@ def test_ranks_do_not_change_the_result(folder, case, world):
     # Adam divides a gradient by its own size: where that is near its ε, rounding grows.
     name, options = RANKED[case]
     adam = make(name, encoders(name)[0], **options).recipe.optimizer == "adamw"
-    bound = 1e-8 if adam else 1e-9
+    bound = 1e-7 if adam else 1e-9
     for key, value in alone.items():
         if not value.numel():
             continue

@@ -115,7 +115,7 @@ def test_a_failure_in_a_thread_reaches_the_caller():
             raise ValueError("image thirty")
         return part.start
 
-    pixels = 20 * 224**2  # one image is worth a thread's while
+    pixels = 40 * 224**2  # one image is worth a thread's while
     for threads in (1, 4):
         assert cpu.in_parts(task, 28, pixels, threads) == list(range(28))
         with pytest.raises(ValueError, match="image thirty"):

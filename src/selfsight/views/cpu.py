@@ -33,7 +33,8 @@ _ORDERS = ORDERS.astype(np.int64)
     _CUTOUT_X, _CUTOUT_Y, _NOISE, _SOBEL,
 ) = range(len(COLUMNS))  # fmt: skip
 _PER_PIXEL = 4e-9  # seconds on one core
-_TASK = 2e-3  # seconds that are worth a thread's while
+_TASK = 5e-3  # seconds of a thread's task
+_WORTH = 1e-3  # seconds that are worth a thread's while
 
 
 def compile_kernels(tell: Callable[[str], None]) -> None:
@@ -90,13 +91,13 @@ def empty(count: int, view: View, dtype: torch.dtype) -> Tensor:
 def in_parts(
     task: Callable[[slice], Result], count: int, pixels: float, threads: int
 ) -> list[Result]:
-    """What `task` answers for parts of range(count), in their order: parts of two
-    milliseconds' work, or of one where a thread would be left without.
+    """What `task` answers for parts of range(count), in their order: parts of five
+    milliseconds' work, or down to one where a thread would be left without.
 
     pixels: of an image, decoded or painted
     """
     seconds = count * _PER_PIXEL * pixels
-    number = max(int(seconds / _TASK), min(threads, int(2 * seconds / _TASK)), 1)
+    number = max(int(seconds / _TASK), min(threads, int(seconds / _WORTH)), 1)
     number = min(number, max(count, 1))
     if number > threads:
         number -= number % threads

@@ -58,9 +58,10 @@ def sizes(images: Images) -> np.ndarray:
         _check(images, images.shape[1:], 0)
         return np.tile(np.array(images.shape[1:3], np.int64), (len(images), 1))
     if isinstance(images, np.ndarray | Tensor) or not isinstance(images, Sequence):
+        shape = f" {tuple(images.shape)}" if isinstance(images, np.ndarray | Tensor) else ""
         raise DataError(
-            f"images are one (N, height, width, 3) array or a list of (height, width, 3) arrays, "
-            f"not {type(images).__name__} {tuple(getattr(images, 'shape', ()))}".rstrip(" ()")
+            "images are one (N, height, width, 3) array or a list of arrays, not "
+            f"{type(images).__name__}{shape}; views need uint8 (height, width, 3)"
         )
     for i, image in enumerate(images):
         if not isinstance(image, np.ndarray | Tensor):
