@@ -201,8 +201,7 @@ def _batches(
                 "or start again without it"
             ) from error
 
-    decoded = 0 if source.resident else float(source.sizes[:1000].prod(axis=1).mean())
-    cost = view.size**2 + decoded
+    cost = view.size**2 + source.decoded
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as ahead:
 
         def prepare(start: int) -> Tensor:

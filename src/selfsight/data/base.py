@@ -45,6 +45,11 @@ class Source(abc.ABC):
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @property
+    def decoded(self) -> float:
+        """Pixels that reading an image decodes, by the first thousand."""
+        return 0.0 if self.resident else float(self.sizes[:1000].prod(axis=1).mean())
+
     @abc.abstractmethod
     def read(self, index: int, least: int = 0) -> Pixels:
         """uint8 (H, W, 3), not to be written to; raises Undecodable when a file has

@@ -215,8 +215,7 @@ class Loader:
     def _pixels(self, views: Sequence[View]) -> float:
         """What an image costs: its views' pixels and, where it is decoded, its own."""
         painted = sum(view.size**2 for view in views)
-        free = self.source.resident or self._keep
-        return painted + (0 if free else float(self.source.sizes[:1000].prod(axis=1).mean()))
+        return painted + (0 if self._keep else self.source.decoded)
 
     def _fetch(self, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], Images]:
         if self._stack is not None:

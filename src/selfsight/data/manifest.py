@@ -22,7 +22,7 @@ from selfsight.data.base import Skip
 from selfsight.data.decode import DECODER, FORMATS
 from selfsight.data.listing import Entry, Listing
 
-__all__ = ["Manifest", "fetch", "store"]
+__all__ = ["Manifest", "fetch", "flush_folder", "store"]
 
 _VERSION = 2
 _HEAD = "head.json"
@@ -131,7 +131,7 @@ class Manifest:
             json.dump(head, file)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(folder)
+        flush_folder(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -184,7 +184,7 @@ def store(manifest: Manifest, listing: Listing, cache: Path) -> None:
             if not old.name.startswith(".tmp-") or abandoned:
                 shutil.rmtree(old, ignore_errors=True)
         os.rename(unfinished, place)
-        _sync_folder(place.parent)
+        flush_folder(place.parent)
     except OSError:
         # Full disk, or another process was faster.
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -213,7 +213,7 @@ def _rewound(file: Any) -> Any:
     return file
 
 
-def _sync_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

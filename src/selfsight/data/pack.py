@@ -15,6 +15,7 @@ from selfsight.data.base import Progress, Source, Subset, printable
 from selfsight.data.decode import Undecodable
 from selfsight.data.files import Files
 from selfsight.data.listing import SHARD, promises_image
+from selfsight.data.manifest import flush_folder
 from selfsight.data.shards import BLOCK, LABEL, plain_label
 from selfsight.errors import ConfigError, DataError, StorageError
 
@@ -51,9 +52,9 @@ def pack(
         place.parent.mkdir(parents=True, exist_ok=True)
         unfinished.mkdir()
         names = _write(source, unfinished, shard_bytes, progress)
-        _sync(unfinished)
+        flush_folder(unfinished)
         os.rename(unfinished, place)
-        _sync(place.parent)
+        flush_folder(place.parent)
     except OSError as error:
         told = f"{os.fspath(out)} cannot be written: {error.strerror}; nothing of it is kept"
         raise StorageError(told) from None
@@ -190,11 +191,3 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 def _filled(data: bytes) -> bytes:
     return data + bytes(-len(data) % BLOCK)
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

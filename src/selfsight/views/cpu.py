@@ -214,7 +214,7 @@ def _paint(  # type: ignore[no-untyped-def]
 @loose
 def _store(r, g, b, n, scale, shift, out):  # type: ignore[no-untyped-def]
     s0, s1, s2 = scale[0], scale[1], scale[2]
-    t0, t1, t2 = shift[_TOP], shift[_LEFT], shift[_HEIGHT]
+    t0, t1, t2 = shift[0], shift[1], shift[2]
     for i in range(n):
         out[3 * i] = r[i] * s0 + t0
         out[3 * i + 1] = g[i] * s1 + t1
