@@ -40,6 +40,7 @@ from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, Diverged, Error, Stopped, suggestion
 from selfsight.evaluate import Report, evaluate
 from selfsight.features import pixels
+from selfsight.methods import method_class
 from selfsight.methods.base import Clock
 from selfsight.run import Run, embed
 from selfsight.train.config import Settings, resolve
@@ -55,7 +56,7 @@ _REMEMBERED = 100
 
 @dataclass(frozen=True)
 class Data:
-    """Both labelled; the training is given the pixels of `train` alone."""
+    """Both labelled; what a training is given of `train` says `shown`."""
 
     train: Arrays
     test: Arrays
@@ -97,6 +98,12 @@ def _images(stored: Any, split: str, numbers: np.ndarray) -> Arrays:
     return Arrays(f"CIFAR-10 {split}", np.stack(images), labels)
 
 
+def shown(method: str, train: Arrays) -> Arrays:
+    """The pixels alone, unless the method is a bound that learns from labels."""
+    labels = train.labels if method_class(method).supervised else None
+    return Arrays(train.name, train.images, labels)
+
+
 def packed(correct: np.ndarray) -> str:
     """Right or wrong, one bit per image."""
     return base64.b64encode(np.packbits(correct.astype(bool)).tobytes()).decode()
@@ -116,7 +123,8 @@ def job(
         out, diverged = Path(folder) / "run", None
         try:
             run = selfsight.pretrain(
-                data.train.images, out=out, method=entry.method, encoder=entry.encoder,
+                shown(entry.method, data.train), out=out, method=entry.method,
+                encoder=entry.encoder,
                 size=protocol.size, epochs=entry.epochs(protocol), batch=protocol.batch,
                 lr=entry.lr, optimizer=entry.optimizer, weight_decay=entry.weight_decay,
                 warmup=entry.warmup, seed=seed, device="cpu", options=entry.options,
@@ -170,11 +178,11 @@ def raw_scores(data: Data, folder: Path) -> dict[str, Any]:
             scores: dict[str, Any] = kept["scores"]
             return scores
     scores = _stored(evaluate(pixels(data.train), pixels(data.test), protocols=PROBES))
-    _write(file, {"data": of, "scores": scores})
+    write(file, {"data": of, "scores": scores})
     return scores
 
 
-def _write(file: Path, content: Any) -> None:
+def write(file: Path, content: Any) -> None:
     """All at once or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
@@ -201,14 +209,14 @@ def unmoved(run: Run, source: Arrays) -> Encoder:
     and steps that they have forgotten are not done either.
     """
     config = run.config
-    unlabelled = Arrays(source.name, source.images)
-    built = resolve(Settings(**config), unlabelled)
+    source = shown(config["method"], source)
+    built = resolve(Settings(**config), source)
     method, encoder = built.method, built.method.encoder
     if all(not name.endswith("running_mean") for name, _ in method.product.named_buffers()):
         return method.product
     loader = Loader(
-        unlabelled, method.views, batch=config["batch"], seed=config["seed"],
-        mean=encoder.mean, std=encoder.std,
+        source, method.views, batch=config["batch"], seed=config["seed"],
+        mean=encoder.mean, std=encoder.std, supervised=method.supervised,
     )  # fmt: skip
     total = config["epochs"] * loader.per_epoch
     half = torch.autocast("cpu", torch.bfloat16, enabled=config["precision"] == "bf16")
@@ -222,7 +230,8 @@ def unmoved(run: Run, source: Arrays) -> Encoder:
 def readings(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The steps at which the watchers looked: what a verdict is made of, to four digits, and
     what the method says of itself."""
-    kept = ["loss", "rejected", "teacher_entropy", "invariance", "variance", "covariance"]
+    kept = ["loss", "rejected", "teacher_entropy", "invariance", "variance", "covariance",
+            "coupling", "coupling_variation"]  # fmt: skip
     for name in ("h", "z"):
         kept += [
             f"{name}_{meter}" for meter in ("spread", "scale", "centred_rank", "dim", "samples")
@@ -257,7 +266,7 @@ def perform(entry: Entry, seed: int, protocol: Protocol, data: Data, folder: Pat
     if is_done(entry, seed, protocol, folder):
         return False
     result = job(entry, seed, protocol, data, raw_scores(data, folder))
-    _write(place(entry, seed, protocol, folder), result)
+    write(place(entry, seed, protocol, folder), result)
     print(summary(result), flush=True)
     return True
 
@@ -290,15 +299,21 @@ def ordered(
         yield from ((entry, seed) for entry in [*entries, *failures])
 
 
-def conduct(words: Sequence[str], jobs: Sequence[tuple[str, int]], together: int) -> int:
-    """Run each job as a process of its own, `together` at a time; how many failed."""
+def conduct(
+    words: Sequence[str],
+    jobs: Sequence[tuple[str, int]],
+    together: int,
+    *,
+    script: Path = HERE / "learn.py",
+) -> int:
+    """Run each job as a process of the script, `together` at a time; how many failed."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     waiting, running, failed = list(jobs), [], 0
     try:
         while waiting or running:
             while waiting and len(running) < together:
                 name, seed = waiting.pop(0)
-                command = [sys.executable, str(HERE / "learn.py"), *words, "--job", name, str(seed)]
+                command = [sys.executable, str(script), *words, "--job", name, str(seed)]
                 running.append(subprocess.Popen(command, env={**os.environ, **one}))
             time.sleep(0.2)
             for process in [p for p in running if p.poll() is not None]:

@@ -37,7 +37,7 @@ class Protocol:
     """What holds for all entries.
 
     per_class: training images of each class, the first ones; all are shown without labels,
-        and the probes learn from them with labels
+        except to `supcon` and `supervised`, and the probes learn from them with labels
     tuning: images of each class that follow; `--tune` measures on them
     epochs: of a method that back-propagates two views
     """
@@ -136,7 +136,41 @@ ENTRIES = [
         options={"temperature": 0.2, "hidden": 512, "dim": 128},
     ),
     Entry(
+        name="dcl", method="dcl", expect=_LEARNS, view=_MILD,
+        options={"temperature": 0.2, "hidden": 512, "dim": 128},
+    ),
+    Entry(
+        name="debiased", method="debiased", expect=_LEARNS, view=_MILD,
+        options={"temperature": 0.2, "tau_plus": 0.1, "hidden": 512, "dim": 128},
+    ),
+    Entry(
+        name="hcl", method="hcl", expect=_LEARNS, view=_MILD,
+        options={"temperature": 0.5, "tau_plus": 0.1, "hidden": 512, "dim": 128},
+    ),
+    Entry(
+        name="simple_contrastive", method="simple_contrastive", expect=_LEARNS, view=_MILD,
+        options={"hardest": 0.1, "hidden": 512, "dim": 128},
+    ),
+    Entry(
+        name="nnclr", method="nnclr", expect=_LEARNS, view=_MILD,
+        options={"temperature": 0.2, "queue": 4096, "hidden": 512, "dim": 128,
+                 "predictor_hidden": 512},
+    ),
+    Entry(
+        name="directclr", method="directclr", expect=_LEARNS, view=_MILD,
+        options={"temperature": 0.2},
+    ),
+    Entry(
+        name="supcon", method="supcon", expect=_LEARNS, view=_MILD,
+        options={"temperature": 0.1, "hidden": 512, "dim": 128},
+    ),
+    Entry(name="supervised", method="supervised", expect=_LEARNS),
+    Entry(
         name="byol", method="byol", expect=_LEARNS, view=_MILD, **_SGD,
+        options={"hidden": 512, "dim": 128, "momentum": 0.97},
+    ),
+    Entry(
+        name="directpred", method="directpred", expect=_LEARNS, view=_MILD, **_SGD,
         options={"hidden": 512, "dim": 128, "momentum": 0.97},
     ),
     Entry(
@@ -161,8 +195,77 @@ ENTRIES = [
         options={"queue": 4096, "hidden": 512, "dim": 128, "temperature": 0.2, "momentum": 0.99},
     ),
     Entry(
+        name="instdisc", method="instdisc", views=1, expect=_LEARNS, view=_MILD,
+        options={"negatives": 4096, "dim": 128, "temperature": 0.1},
+    ),
+    Entry(
+        name="pirl", method="pirl", expect=_LEARNS, view=_MILD,
+        options={"negatives": 4096, "dim": 128, "temperature": 0.1},
+    ),
+    Entry(
+        name="cmc", method="cmc", expect=_LEARNS, view={**_MILD, "gray": 0.0},
+        options={"negatives": 4096, "dim": 128, "temperature": 0.1},
+    ),
+    Entry(
+        name="infomin", method="infomin", expect=_LEARNS, view=_MILD,
+        options={"queue": 4096, "hidden": 512, "dim": 128, "temperature": 0.15, "momentum": 0.99},
+    ),
+    Entry(
+        name="moco_v3", method="moco_v3", expect=_LEARNS, view=_MILD,
+        options={"hidden": 512, "dim": 128, "temperature": 0.2, "momentum": 0.97},
+    ),
+    Entry(
+        name="ring", method="ring", views=1, expect=_LEARNS, view=_MILD,
+        options={"queue": 4096, "hidden": 512, "dim": 128, "temperature": 0.1, "momentum": 0.99},
+    ),
+    Entry(
+        name="feature_transformation", method="feature_transformation", views=1, expect=_LEARNS,
+        view=_MILD,
+        options={"queue": 4096, "hidden": 512, "dim": 128, "temperature": 0.2, "momentum": 0.99},
+    ),
+    Entry(
+        name="mochi", method="mochi", views=1, expect=_LEARNS, view=_MILD,
+        options={"queue": 4096, "hidden": 512, "dim": 128, "temperature": 0.2, "momentum": 0.99,
+                 "hardest": 128, "mixed_pairs": 128, "mixed_queries": 16, "warmup_epochs": 2},
+    ),
+    Entry(
+        name="adco", method="adco", views=1, expect=_LEARNS, view=_MILD,
+        options={"queue": 4096, "hidden": 512, "dim": 128, "temperature": 0.14, "momentum": 0.99,
+                 "bank_temperature": 0.03},
+    ),
+    Entry(
+        name="pcl", method="pcl", views=1, expect=_LEARNS, view=_MILD,
+        options={"queue": 4096, "clusters": 250, "negatives": 250, "hidden": 512, "dim": 128,
+                 "temperature": 0.2, "momentum": 0.99, "warmup_epochs": 2},
+    ),
+    Entry(
+        name="pic", method="pic", views=1, expect=_LEARNS, view=_MILD,
+        options={"temperature": 0.2, "hidden": 512, "dim": 128},
+    ),
+    Entry(
+        name="cpc_v2", method="cpc_v2", views=1, expect=_LEARNS,
+        options={"layers": 2, "hidden": 128, "dim": 64},
+    ),
+    Entry(
+        # Its student's colours are these, and its teacher's view has none.
+        name="ressl", method="ressl", views=1, expect=_LEARNS,
+        options={"queue": 4096, "hidden": 512, "dim": 128, "momentum": 0.99},
+    ),
+    Entry(
+        name="align_uniform", method="align_uniform", expect=_LEARNS, view=_MILD,
+        options={"head": "nonlinear", "hidden": 512, "dim": 128},
+    ),
+    Entry(
+        name="moco_align_uniform", method="moco_align_uniform", views=1, expect=_LEARNS,
+        view=_MILD, options={"queue": 4096, "hidden": 512, "dim": 128, "momentum": 0.99},
+    ),
+    Entry(
         name="simsiam", method="simsiam", expect=_LEARNS, view=_MILD, **{**_SGD, "lr": 0.12},
         options={"hidden": 512, "dim": 512, "bottleneck": 128},
+    ),
+    Entry(
+        name="fastsiam", method="fastsiam", views=4, expect=_LEARNS, view=_MILD,
+        **{**_SGD, "lr": 0.12}, options={"hidden": 512, "dim": 512, "bottleneck": 128},
     ),
     Entry(
         name="barlow_twins", method="barlow_twins", expect=_LEARNS, view=_MILD,
@@ -210,6 +313,9 @@ FAILURES = [
         centring="none", teacher_temperature=0.1,
     ),
     _without("swav", "no_equipartition", "all images in one cluster (section 3.1)", iterations=0),
+    _without(
+        "align_uniform", "no_uniformity", "all images on one point", uniformity=0.0
+    ),
     _without("simclr", "cold", "worse than at a moderate temperature (table 5)", temperature=0.01),
     _without("simclr", "hot", "worse than at a moderate temperature (table 5)", temperature=10.0),
 ]  # fmt: skip

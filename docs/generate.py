@@ -17,7 +17,7 @@ from typing import Any
 
 from selfsight.cli.methods import summary
 from selfsight.cli.values import annotation, expects, shown
-from selfsight.methods import DEFAULT, METHODS, describe, method_class, options
+from selfsight.methods import DEFAULT, FAMILIES, METHODS, describe, method_class, options
 
 DOCS = Path(__file__).parent
 MEASURED = DOCS.parent / "benchmarks" / "results" / "learn.json"
@@ -221,14 +221,20 @@ def _how(row: Row) -> str:
 
 
 def _index() -> str:
-    rows = []
-    for name in sorted(METHODS):
-        line = summary(name, method_class(name))
-        scores = [_percent(fact["knn"]) for fact in _measured(name) if fact.get("knn")]
-        link = f"[`{name}`](methods/{name}.md)"
-        rows.append((link, line["title"], line["year"], line["what"], "; ".join(scores) or "–"))
-    columns = ("name", "title", "year", "what", "kNN, %")
-    return f"{_INDEX}\n{_table(columns, rows)}\n"
+    parts = [_INDEX.strip("\n")]
+    for family, names in FAMILIES.items():
+        columns = ("name", "title", "year", "what", "kNN, %")
+        parts += [f"## {family}", _table(columns, [_listed(name) for name in names.split()])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _listed(name: str) -> tuple[str, ...]:
+    """A method's row in the list; its accuracy is that of the intact run, not of ablations."""
+    line = summary(name, method_class(name))
+    scores = [_percent(fact["knn"]) for fact in _measured(name)
+              if fact.get("knn") and not fact.get("twin")]  # fmt: skip
+    link = f"[`{name}`](methods/{name}.md)"
+    return link, line["title"], line["year"], line["what"], "; ".join(scores) or "–"
 
 
 def _method(name: str, rows: list[Row]) -> str:

@@ -23,6 +23,7 @@ from selfsight.cli.parser import Parser
 from selfsight.data.synthetic import synthetic
 from selfsight.errors import Error, Stopped
 from selfsight.evaluate import check_protocols
+from selfsight.methods import FAMILIES, METHODS
 from selfsight.train.config import Settings, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +185,14 @@ def test_stale_pages_are_seen(generate: ModuleType, tmp_path: Path) -> None:
     assert generate.stale(folder) == ["coverage.md", "methods/gone.md", "methods/mae.md"]
 
 
+def test_every_method_is_listed_in_one_family(generate: ModuleType) -> None:
+    assert sorted(" ".join(FAMILIES.values()).split()) == sorted(METHODS)
+    index = generate.pages()[DOCS / "methods.md"]
+    for family, names in FAMILIES.items():
+        section = index.partition(f"\n## {family}\n")[2].partition("\n## ")[0]
+        assert re.findall(r"^\| \[`(\w+)`\]", section, re.MULTILINE) == names.split()
+
+
 def test_every_method_states_its_loss(generate: ModuleType) -> None:
     pages = {path.stem: text for path, text in generate.pages().items() if path.parent != DOCS}
     assert [name for name, text in pages.items() if "\nLoss: `" not in text] == []
@@ -195,11 +204,14 @@ def test_measurements_reach_the_pages(
     score = {"mean": 0.512, "low": 0.43, "high": 0.6}
     fact = {"name": "simclr", "method": "simclr", "encoder": "resnet18_small", "seeds": 3}
     fact |= {"views": 300_000, "knn": score, "linear": None, "effects": {}, "passes": True}
+    ablation = {**fact, "name": "simclr_cold", "twin": "simclr", "knn": {**score, "mean": 0.2}}
     measured = tmp_path / "learn.json"
-    measured.write_text(json.dumps([fact]), encoding="utf-8")
+    measured.write_text(json.dumps([fact, ablation]), encoding="utf-8")
     monkeypatch.setattr(generate, "MEASURED", measured)
     pages = generate.pages.__wrapped__()
+    # The list has the method as it is, its page the ablations too.
     assert "| 51.2 (43.0 to 60.0) |" in pages[DOCS / "methods.md"]
+    assert "| simclr_cold |" in pages[DOCS / "methods" / "simclr.md"]
     assert "| 3 | 300,000 | 51.2 (43.0 to 60.0) | – | yes |" in pages[DOCS / "methods/simclr.md"]
     assert "Not yet measured." in pages[DOCS / "methods" / "mae.md"]
 
@@ -229,6 +241,7 @@ class Images:
 
     name = "images"
     sizes = np.array([[375, 500]])
+    class_count = 1000
 
     def __len__(self) -> int:
         return 1_281_167

@@ -62,7 +62,7 @@ class Mean(Encoder):
     def tokens(self, x, keep=None, mask=None, mask_token=None):
         raise NotImplementedError
 
-    maps = attention = fix_positions = fresh = grid = tokens
+    maps = attention = fix_positions = fresh = grid = patch_projection = tokens
 
 
 def images(n: int = 10, side: int = 8) -> np.ndarray:

@@ -26,6 +26,7 @@ LAYERS = {
     "losses": "errors philox",
     "heads": "errors philox",
     "masking": "errors philox",
+    "patches": "errors philox",
     "meters": "errors philox losses",
     "views": "errors philox machine",
     "distributed": "errors philox",
@@ -33,14 +34,17 @@ LAYERS = {
     "memory": "errors philox distributed",
     "kmeans": "errors philox distributed",
     "whitening": "errors philox distributed",
+    "predictors": "errors philox losses distributed",
     "optim": "errors schedules distributed",
     "encoders": "errors",
     "momentum": "errors philox schedules distributed encoders",
     "methods.base": "errors philox views distributed optim encoders",
+    "instances": "errors philox losses distributed memory methods.base",
+    "clusters": "errors philox losses distributed kmeans",
     # The loader hands out the batches that methods take.
     "data": "errors philox machine views methods.base",
-    "methods": "errors philox schedules losses heads masking views distributed batchnorm memory "
-    "kmeans whitening optim encoders momentum methods.base",
+    "methods": "errors philox schedules losses heads masking patches views distributed batchnorm "
+    "memory kmeans whitening predictors optim encoders momentum methods.base instances clusters",
     "export": "errors encoders",
     "features": "errors philox views distributed encoders data",
     "evaluate": "errors philox schedules meters kmeans optim encoders data features",

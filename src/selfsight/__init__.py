@@ -53,7 +53,7 @@ def pretrain(
     view: numbers that hold for every view, as {"crop": (0.2, 1.0), "gray": 0.0}
     regularize: weights of VICReg's terms, added to the method's loss, as {"variance": 1.0}
     habits: how the run is done: max_bad_fraction, save_every, keep, threads, labels,
-        download, cache, whole, quiet
+        download, cache, whole, gradients, quiet
     """
     from dataclasses import fields
 

@@ -142,7 +142,6 @@ def _replaced(module: nn.Module, layer: Callable[[_BatchNorm], nn.Module]) -> nn
     return module
 
 
-@torch.no_grad()
 def shuffled(network: Callable[[Tensor], Tensor], x: Tensor, seed: int, step: int) -> Tensor:
     """network(x) with the global batch dealt to the groups in a new order.
 

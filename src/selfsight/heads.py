@@ -10,13 +10,17 @@ from torch import Tensor, nn
 __all__ = [
     "Decoder",
     "Directions",
+    "Head",
     "Prototypes",
     "cosines",
     "dino_head",
     "mlp",
+    "row_context",
+    "shape",
     "sincos_positions",
 ]
 
+Head = Literal["none", "linear", "nonlinear"]
 LastNorm = Literal["none", "affine", "scale", "plain"]
 
 
@@ -24,26 +28,37 @@ def mlp(
     *widths: int,
     bias: bool = True,
     norm: bool = True,
+    affine: bool = True,
     last_bias: bool = True,
     last_norm: LastNorm = "none",
     act: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """Linear layers of the given widths with (BatchNorm and) ReLU between them.
 
-    bias, norm: of the hidden layers; last_norm: BatchNorm on the output, "affine" with
-    scale and shift, "scale" without shift, "plain" with neither. One width: the identity.
+    bias, norm: of the hidden layers; affine: their BatchNorm has scale and shift; last_norm:
+    BatchNorm on the output, "affine" with scale and shift, "scale" without shift, "plain" with
+    neither. One width: the identity.
     """
     layers: list[nn.Module] = []
     for i, (n, m) in enumerate(itertools.pairwise(widths)):
         last = i == len(widths) - 2
         layers.append(nn.Linear(n, m, bias=last_bias if last else bias))
         if not last:
-            layers += [nn.BatchNorm1d(m)] * norm + [act()]
+            layers += [nn.BatchNorm1d(m, affine=affine)] * norm + [act()]
     if last_norm != "none":
         layers.append(nn.BatchNorm1d(widths[-1], affine=last_norm != "plain"))
     if last_norm == "scale":
         layers[-1].bias.requires_grad_(False)
     return nn.Sequential(*layers)
+
+
+def shape(head: Head, width: int, hidden: int | None, layers: int, dim: int) -> list[int]:
+    """The widths of a projector, for `mlp`: `layers` linear layers where it is nonlinear.
+
+    hidden: width of its inner layers; None: the encoder's, `width`
+    """
+    inner = [width if hidden is None else hidden] * (layers - 1)
+    return {"none": [width], "linear": [width, dim], "nonlinear": [width, *inner, dim]}[head]
 
 
 def dino_head(width: int, hidden: int, bottleneck: int) -> nn.Sequential:
@@ -54,6 +69,32 @@ def dino_head(width: int, hidden: int, bottleneck: int) -> nn.Sequential:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
     return head
+
+
+class _RowBlock(nn.Module):
+    """x + f(x), f of a row and of the one above it, three columns wide."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, hidden, 1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1)),
+            nn.ZeroPad2d((0, 0, 1, 0)),
+            nn.Conv2d(hidden, hidden, (2, 1)),
+            nn.ReLU(),
+            nn.Conv2d(hidden, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.layers(x)
+        return y
+
+
+def row_context(width: int, hidden: int, layers: int) -> nn.Sequential:
+    """CPC's context network on maps (N, width, rows, columns): what comes out at a row knows
+    nothing of the rows below it."""
+    return nn.Sequential(*(_RowBlock(width, hidden) for _ in range(layers)), nn.ReLU())
 
 
 def cosines(z: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""k-means on the sphere, seeded, on one device."""
+"""k-means, seeded, on one device: on the sphere or by Euclidean distance."""
 
 import torch
 import torch.nn.functional as F
@@ -7,13 +7,30 @@ from torch import Tensor
 from selfsight import philox
 from selfsight.philox import Purpose
 
-__all__ = ["spherical_kmeans"]
+__all__ = ["euclidean_kmeans", "spherical_kmeans"]
 
 _ROWS = 8192  # rows whose similarities to all centroids are held at once
 
 
 def _assign(x: Tensor, centroids: Tensor) -> Tensor:
     return torch.cat([(rows @ centroids.T).argmax(1) for rows in torch.split(x, _ROWS)])
+
+
+def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    half = centroids.square().sum(1) / 2  # ‖x − c‖² = ‖x‖² − 2 (x·c − ‖c‖²/2)
+    return torch.cat([(rows @ centroids.T - half).argmax(1) for rows in torch.split(x, _ROWS)])
+
+
+def _start(x: Tensor, clusters: int, seed: int, draw: int) -> Tensor:
+    """Distinct rows of x."""
+    start = philox.permutation(seed, draw, Purpose.KMEANS, len(x))[:clusters].copy()
+    return x[torch.from_numpy(start).to(x.device)]
+
+
+def _sums(x: Tensor, assignment: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """(K, D) sums of the clusters' rows, and how many rows there are, (K, 1)."""
+    sums = x.new_zeros(clusters, x.shape[1]).index_add_(0, assignment, x)
+    return sums, torch.bincount(assignment, minlength=clusters)[:, None]
 
 
 @torch.no_grad()
@@ -25,11 +42,23 @@ def spherical_kmeans(
     Starts from K distinct rows chosen by (seed, draw); an empty cluster keeps its centroid.
     """
     x = F.normalize(x, dim=1)
-    start = philox.permutation(seed, draw, Purpose.KMEANS, len(x))[:clusters].copy()
-    centroids = x[torch.from_numpy(start).to(x.device)]
+    centroids = _start(x, clusters, seed, draw)
     for _ in range(iterations):
-        assignment = _assign(x, centroids)
-        sums = torch.zeros_like(centroids).index_add_(0, assignment, x)
-        count = torch.bincount(assignment, minlength=clusters)[:, None]
+        sums, count = _sums(x, _assign(x, centroids), clusters)
         centroids = torch.where(count > 0, F.normalize(sums, dim=1), centroids)
     return centroids, _assign(x, centroids)
+
+
+@torch.no_grad()
+def euclidean_kmeans(
+    x: Tensor, clusters: int, *, iterations: int = 10, seed: int = 0, draw: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Centroids (K, D), each the mean of its rows of x, and the rows' nearest centroids (N,).
+
+    Starts, and treats an empty cluster, as `spherical_kmeans` does.
+    """
+    centroids = _start(x, clusters, seed, draw)
+    for _ in range(iterations):
+        sums, count = _sums(x, _nearest(x, centroids), clusters)
+        centroids = torch.where(count > 0, sums / count.clamp_min(1), centroids)
+    return centroids, _nearest(x, centroids)

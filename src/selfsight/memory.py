@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsight import philox
 from selfsight.distributed import all_sum, world
+from selfsight.philox import Purpose
 
 __all__ = ["Bank", "Center", "Queue"]
 
@@ -52,9 +54,28 @@ class Bank(nn.Module):
         super().__init__()
         self.register_buffer("rows", torch.zeros(samples, *shape))
 
+    @classmethod
+    def random(cls, samples: int, dim: int) -> "Bank":
+        """Filled with random unit vectors, for losses that read it from the first step on."""
+        bank = cls(samples, dim)
+        bank.rows.copy_(F.normalize(torch.randn(samples, dim), dim=1))
+        return bank
+
+    def drawn(self, seed: int, step: int, count: int) -> Tensor:
+        """Rows of this step, with repetition, the same on all ranks. (count, *shape)"""
+        at = torch.tensor(step, device=self.rows.device)
+        words = philox.integers(seed, at, Purpose.NEGATIVES, count)
+        return self.rows[(words * len(self.rows)) >> 32]
+
     @torch.no_grad()
     def write(self, index: Tensor, rows: Tensor) -> None:
         self.rows[index] = rows.to(self.rows.dtype)
+
+    @torch.no_grad()
+    def follow(self, index: Tensor, rows: Tensor, momentum: float) -> None:
+        """v ← momentum · v + (1 − momentum) · row, put back on the sphere (Wu et al. 2018)."""
+        moved = rows.to(self.rows.dtype).lerp(self.rows[index], momentum)
+        self.rows[index] = F.normalize(moved, dim=1)
 
 
 class Center(nn.Module):

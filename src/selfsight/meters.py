@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsight.losses.precision import full_precision
+from selfsight.losses import alignment, full_precision, uniformity
 
 __all__ = [
     "alignment",
@@ -70,32 +70,6 @@ def correlation(z: Tensor) -> Tensor:
     total = torch.stack([(block.T @ columns).abs().sum() for block in blocks]).sum()
     mean: Tensor = (total - columns.square().sum()) / (alive * (alive - 1))
     return mean
-
-
-@full_precision
-def alignment(z1: Tensor, z2: Tensor) -> Tensor:
-    """z1, z2: (N, D), rows that belong together. Mean ‖ẑ₁ − ẑ₂‖²: 0 aligned, 2 unrelated.
-
-    Wang and Isola 2020, https://arxiv.org/abs/2005.10242, with α = 2.
-    """
-    return (F.normalize(z1, dim=1) - F.normalize(z2, dim=1)).square().sum(dim=1).mean()
-
-
-@full_precision
-def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
-    """z: (N, D). log of the mean of exp(−t ‖ẑᵢ − ẑⱼ‖²) over pairs i ≠ j: 0 collapsed, about
-    −2t for many samples on a sphere of many dimensions. Wang and Isola 2020."""
-    n = len(z)
-    z = F.normalize(z, dim=1)
-    sums = []
-    for start in range(0, n, _BLOCK):
-        rows = z[start : start + _BLOCK]
-        potential = -t * (2 - 2 * rows @ z.T).clamp_min(0)
-        own = torch.arange(start, start + len(rows), device=z.device)[:, None]
-        others = own != torch.arange(n, device=z.device)
-        sums.append(potential.masked_fill(~others, -torch.inf).logsumexp(dim=(0, 1)))
-    pairs = torch.tensor(n * (n - 1), dtype=z.dtype, device=z.device)
-    return torch.stack(sums).logsumexp(dim=0) - pairs.log()
 
 
 @full_precision

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Purpose", "integers", "normal", "permutation", "philox4x32", "seed_for", "uniform"]
+__all__ = [
+    "Purpose",
+    "beta",
+    "integers",
+    "normal",
+    "permutation",
+    "philox4x32",
+    "seed_for",
+    "uniform",
+]
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -37,6 +46,9 @@ class Purpose(enum.IntEnum):
     BOOTSTRAP = 10
     SUBSET = 11
     SHUFFLE = 12
+    NEGATIVES = 13
+    MIX = 14
+    PATCH = 15
 
 
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
@@ -99,6 +111,21 @@ def normal(seed: int, position: Any, purpose: Purpose, count: int, view: int = 0
     if isinstance(u, torch.Tensor):
         return (-2 * a.log()).sqrt() * b.cos()
     return (np.sqrt(-2 * np.log(a)) * np.cos(b)).astype(np.float32)
+
+
+def beta(
+    seed: int, position: Any, purpose: Purpose, count: int, alpha: float, view: int = 0
+) -> Any:
+    """float32 draws of the symmetric law Beta(alpha, alpha), alpha > 1/2; two uniforms each.
+
+    Exact, by Ulrich's transform: of a point in the unit disc at radius √(1 − u^{2/(2α−1)}) and
+    any angle, one coordinate, brought to [0, 1] (Devroye 1986, chapter IX).
+    """
+    u = uniform(seed, position, purpose, 2 * count, view)
+    radius = (1 - (1 - u[..., :count]) ** (2 / (2 * alpha - 1))) ** 0.5
+    angle = 2 * np.pi * u[..., count:]
+    cosine = angle.cos() if isinstance(u, torch.Tensor) else np.cos(angle)
+    return (1 + radius * cosine) / 2
 
 
 def permutation(seed: int, position: int, purpose: Purpose, n: int) -> np.ndarray:

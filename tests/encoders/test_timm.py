@@ -275,3 +275,11 @@ def test_refusals(name, options, message):
         create_encoder(name, **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_patch_projection_of_a_vit_and_of_nothing_else():
+    encoder = make("test_vit")
+    assert encoder.patch_projection is encoder.model.patch_embed.proj
+    assert encoder.patch_projection.weight.shape == (encoder.token_dim, 3, 16, 16)
+    with pytest.raises(ConfigError, match=r"test_resnet has no projection of patches; take a ViT"):
+        make("test_resnet").patch_projection  # noqa: B018

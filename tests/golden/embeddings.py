@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from golden.given import START, Given, Half, forward
 from selfsight.losses import barlow_twins as barlow_loss
-from selfsight.losses import negative_cosine, queue_nce
+from selfsight.losses import queue_nce
 from selfsight.methods.barlow_twins import BarlowTwins
 from selfsight.methods.base import Clock
 from selfsight.methods.byol import BYOL
@@ -36,11 +36,6 @@ def byol(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Outputs:
     method.projector, method.predictor = nn.Identity(), Half(0)
     method.teacher = Teacher(Half(1))
     return {"loss": forward(method, torch.cat([p1, z1], 1), torch.cat([p2, z2], 1)).loss}
-
-
-def byol_without_constant(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Outputs:
-    """−2 cos, where ours adds 2 to each direction."""
-    return {"loss": 2 * (negative_cosine(p1, z2) + negative_cosine(p2, z1))}
 
 
 class _Answers(nn.Module):

@@ -40,6 +40,10 @@ class Given(Encoder):
     def grid(self, x: Tensor) -> tuple[int, int]:
         return x.shape[2] // self.multiple, x.shape[3] // self.multiple
 
+    @property
+    def patch_projection(self) -> nn.Conv2d:
+        return nn.Conv2d(3, self.dim, self.multiple)
+
     def fix_positions(self, positions: Tensor) -> None:
         pass
 
@@ -56,10 +60,11 @@ class Half(nn.Module):
 
 
 def forward(
-    method: Method, *views: Tensor, index: Tensor | None = None, clock: Clock = START
-) -> Output:
+    method: Method, *views: Tensor, index: Tensor | None = None, clock: Clock = START,
+    labels: Tensor | None = None,
+) -> Output:  # fmt: skip
     """The method's output for these embeddings."""
     own = torch.arange(len(views[0])) if index is None else index
     boxes = torch.zeros(len(own), len(views), 4)
-    output: Output = method(Batch(list(views), own, boxes, Key(0, clock.step, own)), clock)
+    output: Output = method(Batch(list(views), own, boxes, Key(0, clock.step, own), labels), clock)
     return output

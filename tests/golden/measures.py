@@ -9,17 +9,10 @@ from torch import Tensor
 
 from golden.records import Arrays
 from selfsight.evaluate.knn import KNN
-from selfsight.meters import alignment, effective_rank, spread, uniformity
+from selfsight.meters import effective_rank, spread
 from selfsight.whitening import whitening_matrix
 
 Outputs = Mapping[str, Any]
-
-
-def align_uniform(z1: Tensor, z2: Tensor, *, alpha: float, t: float, lam: float) -> Outputs:
-    """Our alignment has α = 2 built in."""
-    align, first, second = alignment(z1, z2), uniformity(z1, t), uniformity(z2, t)
-    loss = align + lam * (first + second) / 2
-    return {"loss": loss, "align": align, "uniform_z1": first}
 
 
 def knn(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from golden.records import Record, load
+from golden.relations import Relation, wrong
 from golden.table import RELATIONS
 
 
@@ -21,12 +22,19 @@ def size(record: Record) -> int:
     return sum(array.nbytes for array in [*record.inputs.values(), *record.outputs.values()])
 
 
+def _differs(relation: Relation, record: Record) -> bool:
+    """Whether the note is needed, and not merely allowed, for the record."""
+    if not (record.finite and relation.applies(record)):
+        return relation.applies(record)
+    return bool(wrong(relation.ours, relation, record))
+
+
 def chosen(records: list[Record]) -> list[Record]:
     kept: dict[object, Record] = {}
     for record in sorted(records, key=size):
         relation = RELATIONS.get(record.method, {}).get(record.source)
         if relation is not None:
-            where = record.case if relation.optional else relation.applies(record)
+            where = record.case if relation.optional else _differs(relation, record)
             kept.setdefault((record.method, record.source, where, record.finite), record)
             if record.single:
                 kept.setdefault("single", record)

@@ -4,17 +4,28 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from golden import embeddings, measures, prototypes, training
+from golden import (
+    embeddings,
+    instances,
+    measures,
+    momentum_contrast,
+    negatives,
+    neighbours,
+    predictors,
+    prototypes,
+    related,
+    training,
+)
 from golden.relations import Relation
 
 __all__ = ["NOT_IMPLEMENTED", "RELATIONS"]
 
 NOT_IMPLEMENTED = {
-    "biased", "dbn", "dcl", "dclw", "debiased", "densecl", "directpred_ema", "directpred_wp",
-    "frossl", "group_cholesky_whitening", "hcl_hard_negative", "ibot_patch", "iternorm",
-    "knn_majority_euclidean", "knn_weighted_euclidean", "koleo", "lidar", "mmcr", "mocov3",
-    "msn", "nnclr", "ntxent_multiview", "pcl_protonce", "pixpro_ppm", "pixpro_regression",
-    "ressl", "shuffled_dbn", "supcon", "tico", "vibcreg", "vicregl", "wmse_loss",
+    "dbn", "densecl",
+    "frossl", "group_cholesky_whitening", "ibot_patch", "iternorm",
+    "knn_majority_euclidean", "knn_weighted_euclidean", "koleo", "lidar", "mmcr",
+    "msn", "pixpro_ppm", "pixpro_regression",
+    "shuffled_dbn", "tico", "vibcreg", "vicregl", "wmse_loss",
     "wmse_pair_loss", "wmse_whitening",
 }  # fmt: skip
 
@@ -84,7 +95,7 @@ def _byol() -> AddTo:
         **_same(embeddings.byol, BYOL, HTDT, SOLO),
         LUCK: Relation(
             ours=embeddings.byol, note="4 less than ours: −2 cos without the constant",
-            theirs=embeddings.byol_without_constant,
+            theirs=predictors.byol,
         ),
     }  # fmt: skip
 
@@ -243,15 +254,6 @@ def _knn_weighted() -> AddTo:
     }  # fmt: skip
 
 
-def _align_uniform() -> AddTo:
-    relation = Relation(
-        ours=measures.align_uniform, note="a power α of the distance other than our 2",
-        differs=("loss", "align", "grad_z1", "grad_z2", "grad_align_z1"),
-        when=lambda facts: facts["alpha"] != 2 and (facts["z1"] != facts["z2"]).any(),
-    )  # fmt: skip
-    return dict.fromkeys(("SsnL/align_uniform@e256d47", LIGHTLY), relation)
-
-
 def _rankme() -> AddTo:
     return {
         STABLE: Relation(
@@ -269,7 +271,12 @@ def _whitening() -> AddTo:
 
 
 RELATIONS: dict[str, AddTo] = {
-    "align_uniform": _align_uniform(),
+    **predictors.RELATIONS,
+    **negatives.RELATIONS,
+    **instances.RELATIONS,
+    **neighbours.RELATIONS,
+    **related.RELATIONS,
+    **momentum_contrast.RELATIONS,
     "barlow_twins": _barlow_twins(),
     "byol": _byol(),
     "deepclusterv2_kmeans": {

@@ -12,34 +12,96 @@ from selfsight.train.loop import Engine, Plan
 from selfsight.train.sweep import Sweeper
 
 SMALL = {
+    "align_uniform": {"dim": 8},
+    "adco": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
     "barlow_twins": {"hidden": 16, "dim": 8},
     "byol": {"hidden": 16, "dim": 8},
+    "cpc_v2": {"layers": 2, "hidden": 16, "dim": 8},
+    "dcl": {"dim": 8},
+    "debiased": {"hidden": 16, "dim": 8},
     "deepcluster_v2": {"clusters": 5, "hidden": 16, "dim": 8, "multi_crop": 2},
     "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "multi_crop": 2, "freeze": 0.5},
+    "directclr": {"dim": 8},
+    "directpred": {"hidden": 16, "dim": 8, "momentum": 0.9},
+    "fastsiam": {"crops": 3, "hidden": 16, "dim": 16, "bottleneck": 8},
+    "feature_transformation": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
+    "cmc": {"negatives": 8, "dim": 8},
+    "infomin": {"queue": 24, "hidden": 16, "dim": 8, "norm_groups": 4, "momentum": 0.9},
+    "instdisc": {"negatives": 8, "dim": 8},
+    "hcl": {"hidden": 16, "dim": 8},
     "mae": {"depth": 1, "width": 16, "heads": 2},
+    "pirl": {"negatives": 8, "dim": 8},
+    "mochi": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9, "hardest": 8,
+              "mixed_pairs": 6, "mixed_queries": 4, "warmup_epochs": 0},
+    "moco_align_uniform": {"queue": 24, "hidden": 16, "dim": 8, "norm_groups": 4, "momentum": 0.9},
     "moco_v1": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
     "moco_v2": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
+    "moco_v3": {"hidden": 16, "dim": 8, "momentum": 0.9},
+    "nnclr": {"queue": 24, "hidden": 16, "dim": 8, "predictor_hidden": 16},
+    "ring": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
+    "ressl": {"queue": 24, "hidden": 16, "dim": 8, "norm_groups": 4, "momentum": 0.9,
+              "multi_crop": 2},
+    "pcl": {"queue": 24, "clusters": 6, "granularities": 2, "negatives": 4, "iterations": 5,
+            "warmup_epochs": 0, "dim": 8, "norm_groups": 4, "momentum": 0.9},
+    "pic": {"dim": 8},
     "simclr": {"dim": 8},
+    "simple_contrastive": {"dim": 8},
     "simsiam": {"hidden": 16, "dim": 16, "bottleneck": 8},
+    "supcon": {"dim": 8},
+    "supervised": {},
     "swav": {"prototypes": 6, "hidden": 16, "dim": 8, "multi_crop": 2, "queue": 16,
              "queue_from": 0, "freeze": 0.5},
     "vicreg": {"hidden": 16, "dim": 8},
 }  # fmt: skip
 
 # Whether views of one resolution share a BatchNorm pass (METHODS without entry have none).
-SHARED = {"barlow_twins": False, "byol": False, "deepcluster_v2": True, "dino": True,
-          "moco_v1": False, "moco_v2": False, "simclr": True, "simsiam": False, "swav": True,
+SHARED = {"adco": False, "align_uniform": True, "barlow_twins": False, "byol": False, "dcl": True,
+          "debiased": True, "deepcluster_v2": True, "dino": True, "directclr": False,
+          "directpred": False, "fastsiam": False, "feature_transformation": False, "hcl": True,
+          "infomin": False, "mochi": False, "moco_align_uniform": False, "moco_v1": False,
+          "moco_v2": False, "moco_v3": False, "nnclr": False, "pcl": False, "pirl": False,
+          "ressl": False, "ring": False, "simclr": True, "simple_contrastive": True,
+          "simsiam": False, "supcon": True, "supervised": True, "swav": True,
           "vicreg": False}  # fmt: skip
 # What is trained on several ranks: every method, and options that cross ranks otherwise. Not
 # those that leave gradients of pure rounding, which AdamW would blow up.
 RANKED = {name: (name, {}) for name in SMALL} | {
+    "align_uniform-contrast": ("align_uniform", {"contrast": 1.0, "multi_crop": 2}),
+    "adco-symmetric": ("adco", {"symmetric": True}),
     "barlow_twins-asymmetric": ("barlow_twins", {"predictor": True, "stop_gradient": True}),
     "barlow_twins-entropies": ("barlow_twins", {"loss": "cross_entropy"}),
+    "byol-crops": ("byol", {"beta": 0.5, "multi_crop": 2}),
+    "byol-other": ("byol", {"other": "test_resnet", "target": "stopped", "predictor_layers": 1}),
+    "dcl-weighted": ("dcl", {"weight": "vmf", "multi_crop": 2}),
+    "debiased-positives": ("debiased", {"positives": 2, "multi_crop": 1}),
+    "debiased-unbiased": ("debiased", {"unbiased": True}),
+    "directpred-paper": (
+        "directpred",
+        {"boost": "paper", "centred": True, "freq": 2, "multi_crop": 1},
+    ),
+    "directpred-tied": ("directpred", {"predictor": "nonlinear", "symmetric": True}),
+    "feature_transformation-dimension": ("feature_transformation", {"draw": "dimension"}),
+    "moco_v1-bank": ("moco_v1", {"mechanism": "bank"}),
+    "moco_v1-end_to_end": ("moco_v1", {"mechanism": "end_to_end", "multi_crop": 1}),
+    "instdisc-all": ("instdisc", {"loss": "softmax", "negatives": 48, "head": "nonlinear"}),
+    "instdisc-softmax": ("instdisc", {"loss": "softmax"}),
+    "moco_align_uniform-crops": ("moco_align_uniform", {"multi_crop": 2}),
     "moco_v2-symmetric": ("moco_v2", {"symmetric": True}),
+    "ring-crops": ("ring", {"symmetric": True, "multi_crop": 2}),
+    "nnclr-multi_crop": ("nnclr", {"multi_crop": 2}),
+    "pic-crops": ("pic", {"multi_crop": 2}),
+    "pcl-crops": ("pcl", {"multi_crop": 2, "warmup_epochs": 1}),
+    "simclr-other": ("simclr", {"other": "test_resnet", "multi_crop": 1}),
+    "simple_contrastive-hard": ("simple_contrastive", {"hardest": 0.3}),
+    "simple_contrastive-hard_contrastive": (
+        "simple_contrastive",
+        {"loss": "contrastive", "hardest": 0.3},
+    ),
+    "supcon-first": ("supcon", {"anchors": "first", "inside": True, "multi_crop": 1}),
     "vicreg-momentum": ("vicreg", {"momentum": 0.9, "predictor": True}),
 }
 NEEDS_TOKENS = {"mae"}
-BATCH, SAMPLES, SIZE = 16, 48, 64
+BATCH, SAMPLES, SIZE, CLASSES = 16, 48, 64, 4
 
 
 def encoders(name):
@@ -54,15 +116,17 @@ def make(name, encoder, dtype=torch.float32, **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = create_encoder(encoder, size=SIZE)
-        method = methods.create(name, built, samples=SAMPLES, **{**SMALL[name], **options})
+        method = methods.create(name, built, samples=SAMPLES, classes=CLASSES,
+                                **{**SMALL[name], **options})  # fmt: skip
     method.views = [view.scaled(SIZE, multiple=built.multiple) for view in method.views]
     return method.to(dtype)
 
 
 def loader(method, **options):
     encoder = method.encoder
-    return Loader(Arrays("test", images()), method.views, batch=BATCH, seed=0,
-                  mean=encoder.mean, std=encoder.std, **options)  # fmt: skip
+    source = Arrays("test", images(), labels=np.arange(SAMPLES) % CLASSES)
+    return Loader(source, method.views, batch=BATCH, seed=0, mean=encoder.mean,
+                  std=encoder.std, supervised=method.supervised, **options)  # fmt: skip
 
 
 def batch(method, step=0, dtype=torch.float32, **options):

@@ -79,7 +79,7 @@ def test_moco_keys_see_the_images_that_were_dealt_to_their_group(name):
 def test_moco_with_momentum_0_copies_the_query_encoder(decay, follows):
     method = make("moco_v1", "test_resnet", momentum=decay)
     train(method, 1)
-    student, teacher = method.projector.weight, method.teacher.network.get_submodule("1").weight
+    student, teacher = method.projector[0].weight, method.teacher.network[1][0].weight
     assert torch.equal(student, teacher) is follows
 
 

@@ -48,6 +48,7 @@ def configure(parser: Parser) -> None:
     add("--cache", metavar="DIR", help="where lists and reduced photos are kept")
     add("--follow-links", action="store_const", const=True, help="take images links lead to")
     add("--whole", action="store_const", const=True, help="do not reduce large photos, once")
+    add("--gradients", action="store_const", const=True, help="log each layer's gradient norm")
     add("--save-every", type=whole(1), metavar="N", help="steps between checkpoints")
     add("--labels", action="store_const", const=True, help="class sub-folders: watch kNN")
     add("--quiet", action="store_const", const=True, help="no progress")
@@ -119,11 +120,14 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def _print_config(settings: dict[str, Any], as_json: bool) -> int:
     """Every value and where it comes from; as JSON, what --config takes."""
     from selfsight.data.sources import open_source
-    from selfsight.train.config import Settings, resolve
+    from selfsight.train.config import Settings, needs_labels, resolve
 
     asked = {f.name for f in fields(Settings)} & set(settings)
     opening = {"labels", "max_bad_fraction", "download", "cache", "follow_links"} & set(settings)
-    source = open_source(settings["data"], **{name: settings[name] for name in opening})
+    how = {name: settings[name] for name in opening}
+    if needs_labels(settings.get("method")):
+        how["labels"] = True
+    source = open_source(settings["data"], **how)
     config = resolve(Settings(**{name: settings[name] for name in asked}), source).config
     rows: list[tuple[str, Any, str]] = []
     for name, value, reason in config.table():

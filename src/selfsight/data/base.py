@@ -46,6 +46,11 @@ class Source(abc.ABC):
         return len(self.sizes)
 
     @property
+    def class_count(self) -> int:
+        """How many classes the labels number; 0 without labels."""
+        return 0 if self.labels is None else max(len(self.classes), int(self.labels.max()) + 1)
+
+    @property
     def decoded(self) -> float:
         """Pixels that reading an image decodes, by the first thousand."""
         return 0.0 if self.resident else float(self.sizes[:1000].prod(axis=1).mean())

@@ -71,7 +71,10 @@ class Loader:
         if batch % world:
             raise ConfigError(f"batch {batch} does not divide into {world} ranks")
         if supervised and source.labels is None:
-            raise DataError(f"{source.name} has no labels, which a supervised method needs")
+            raise DataError(
+                f"{source.name} has no labels, which a supervised method needs; "
+                "--labels takes a folder's sub-folders for classes"
+            )
         self.source, self.views = source, expand(views)
         self.global_batch, self.seed, self.rank, self.world = batch, seed, rank, world
         self.mean, self.std, self.device = mean, std, torch.device(device)

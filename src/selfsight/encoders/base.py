@@ -72,6 +72,11 @@ class Encoder(nn.Module, abc.ABC):
     def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of the token map of `x`."""
 
+    @property
+    @abc.abstractmethod
+    def patch_projection(self) -> nn.Conv2d:
+        """The layer by which a maskable encoder makes tokens of patches."""
+
     @abc.abstractmethod
     def fix_positions(self, positions: Tensor) -> None:
         """Give a maskable encoder these positions (T, token_dim) for good, in place of learned

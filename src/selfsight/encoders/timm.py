@@ -145,6 +145,13 @@ class TimmEncoder(Encoder):
         shape = self._shape(*x.shape[-2:])
         return shape.rows, shape.columns
 
+    @property
+    def patch_projection(self) -> nn.Conv2d:
+        projection = self.model.patch_embed.proj if self.maskable else None
+        if not isinstance(projection, nn.Conv2d):
+            raise ConfigError(f"{self.name} has no projection of patches; take a ViT")
+        return projection
+
     def fix_positions(self, positions: Tensor) -> None:
         learned = self.model.pos_embed if self.maskable else None
         if learned is None:

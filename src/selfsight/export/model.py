@@ -109,7 +109,7 @@ def _config(
         "first_conv": cfg.get("first_conv"),
         "classifier": cfg.get("classifier"),
     }
-    if encoder.architecture in small:
+    if encoder.architecture in (*small, "lab_pair"):
         config["requires"] = "import selfsight.encoders"
     return config
 

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from selfsight.losses.precision import full_precision
 
-__all__ = ["info_nce", "nt_xent", "queue_nce"]
+__all__ = ["info_nce", "nt_xent", "proto_nce", "queue_nce"]
 
 # Logits held at once: 4 MiB in float32, which stay in a CPU's last cache.
 _CHUNK = 1 << 21
@@ -23,16 +23,20 @@ def info_nce(
     *,
     temperature: float = 0.1,
     exclude: Tensor | None = None,
+    normalize: bool = True,
 ) -> Tensor:
     """Mean over anchors of −log softmax(â·ĉ/τ) at the positive (van den Oord et al. 2018).
 
     anchors: (N, D); candidates: (M, D); positive: (N,) the positive's row in candidates;
-    exclude: (N,) a row of candidates that is no candidate for this anchor: itself.
+    exclude: (N,) a row of candidates that is no candidate for this anchor: itself;
+    normalize: compare by cosines, else by products of the vectors as they are.
     Many anchors are taken in chunks, so that no N×M matrix is held; that form has a first
     derivative only.
     """
-    c = F.normalize(candidates, dim=1)
-    a = c if anchors is candidates else F.normalize(anchors, dim=1)
+    a, c = anchors, candidates
+    if normalize:
+        c = F.normalize(candidates, dim=1)
+        a = c if anchors is candidates else F.normalize(anchors, dim=1)
     return _cross_entropy(a, c, positive, temperature, exclude=exclude)
 
 
@@ -45,15 +49,29 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.1) -> Tensor:
 
 
 @full_precision
-def queue_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float = 0.07) -> Tensor:
+def queue_nce(
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float = 0.07, exclude: Tensor | None = None
+) -> Tensor:
     """MoCo's loss (He et al. 2020): mean of −log softmax_0([q̂·k̂, q̂·Q̂]/τ).
 
-    q, k: (N, D), row for row a query and its key; queue: (K, D), the negatives of all.
+    q, k: (N, D), row for row a query and its key; queue: (K, D), the negatives of all;
+    exclude: (N,) a row of the queue that is no negative for this query: its own key.
     """
     q = F.normalize(q, dim=1)
     own = (q * F.normalize(k, dim=1)).sum(1, keepdim=True)
     first = torch.zeros(len(q), dtype=torch.long, device=q.device)
-    return _cross_entropy(q, F.normalize(queue, dim=1), first, temperature, own=own)
+    c = F.normalize(queue, dim=1)
+    return _cross_entropy(q, c, first, temperature, exclude=exclude, own=own)
+
+
+@full_precision
+def proto_nce(q: Tensor, prototypes: Tensor, phi: Tensor, positive: Tensor) -> Tensor:
+    """PCL's loss on one clustering (Li et al. 2020): mean of −log softmax(q̂·c/φ) at the positive.
+
+    q: (N, D); prototypes: (M, D) unit vectors; phi: (M,) the prototypes' own temperatures;
+    positive: (N,) rows of prototypes.
+    """
+    return _cross_entropy(F.normalize(q, dim=1), prototypes / phi[:, None], positive, 1.0)
 
 
 def _cross_entropy(

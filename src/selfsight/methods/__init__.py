@@ -12,22 +12,75 @@ from selfsight.errors import ConfigError, suggestion
 from selfsight.methods.ranges import fault
 
 METHODS = {
+    "adco": "selfsight.methods.adco:AdCo",
+    "align_uniform": "selfsight.methods.align_uniform:AlignUniform",
     "barlow_twins": "selfsight.methods.barlow_twins:BarlowTwins",
     "byol": "selfsight.methods.byol:BYOL",
+    "cmc": "selfsight.methods.cmc:CMC",
+    "cpc_v2": "selfsight.methods.cpc_v2:CPCV2",
+    "dcl": "selfsight.methods.dcl:DCL",
+    "debiased": "selfsight.methods.debiased:Debiased",
     "deepcluster_v2": "selfsight.methods.deepcluster_v2:DeepClusterV2",
     "dino": "selfsight.methods.dino:DINO",
+    "directclr": "selfsight.methods.directclr:DirectCLR",
+    "directpred": "selfsight.methods.directpred:DirectPred",
+    "fastsiam": "selfsight.methods.fastsiam:FastSiam",
+    "feature_transformation": "selfsight.methods.feature_transformation:FeatureTransformation",
+    "hcl": "selfsight.methods.hcl:HCL",
+    "infomin": "selfsight.methods.infomin:InfoMin",
+    "instdisc": "selfsight.methods.instdisc:InstDisc",
     "mae": "selfsight.methods.mae:MAE",
+    "mochi": "selfsight.methods.mochi:MoCHi",
+    "moco_align_uniform": "selfsight.methods.moco_align_uniform:MoCoAlignUniform",
     "moco_v1": "selfsight.methods.moco_v1:MoCoV1",
     "moco_v2": "selfsight.methods.moco_v2:MoCoV2",
+    "moco_v3": "selfsight.methods.moco_v3:MoCoV3",
+    "nnclr": "selfsight.methods.nnclr:NNCLR",
+    "pcl": "selfsight.methods.pcl:PCL",
+    "pic": "selfsight.methods.pic:PIC",
+    "pirl": "selfsight.methods.pirl:PIRL",
+    "ressl": "selfsight.methods.ressl:ReSSL",
+    "ring": "selfsight.methods.ring:Ring",
     "simclr": "selfsight.methods.simclr:SimCLR",
+    "simple_contrastive": "selfsight.methods.simple_contrastive:SimpleContrastive",
     "simsiam": "selfsight.methods.simsiam:SimSiam",
+    "supcon": "selfsight.methods.supcon:SupCon",
+    "supervised": "selfsight.methods.supervised:Supervised",
     "swav": "selfsight.methods.swav:SwAV",
     "vicreg": "selfsight.methods.vicreg:VICReg",
 }
 
 DEFAULT = "simclr"
 
-__all__ = ["DEFAULT", "METHODS", "create", "describe", "method_class", "options", "trusted"]
+# Every method once, under what it learns by; the pages list them in this order.
+FAMILIES = {
+    "Contrast within the batch": (
+        "simclr moco_v3 directclr nnclr dcl debiased hcl simple_contrastive align_uniform cpc_v2"
+    ),
+    "Contrast with a memory": (
+        "instdisc cmc pirl pic moco_v1 moco_v2 infomin adco mochi ring feature_transformation "
+        "moco_align_uniform"
+    ),
+    "Self-distillation": "byol simsiam fastsiam directpred dino ressl",
+    "Clusters": "deepcluster_v2 swav pcl",
+    "Decorrelation": "barlow_twins vicreg",
+    "Masked images": "mae",
+    "Labels": "supervised supcon",
+}
+
+# What a constructor may ask for by name and is told, as facts of the data.
+_TOLD = ("classes", "samples")
+
+__all__ = [
+    "DEFAULT",
+    "FAMILIES",
+    "METHODS",
+    "create",
+    "describe",
+    "method_class",
+    "options",
+    "trusted",
+]
 
 
 def method_class(name: str) -> Any:
@@ -60,11 +113,11 @@ def trusted(name: str | None, where: object) -> None:
 def options(name: str) -> dict[str, inspect.Parameter]:
     """A method's options: the keyword parameters of its constructor."""
     parameters = inspect.signature(method_class(name)).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "samples"}
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _TOLD}
 
 
-def create(name: str, encoder: Any, *, samples: int, **chosen: Any) -> Any:
-    """The method over an encoder, for a data set of `samples` images."""
+def create(name: str, encoder: Any, *, samples: int, classes: int = 1, **chosen: Any) -> Any:
+    """The method over an encoder, for a data set of `samples` images of `classes` classes."""
     known = options(name)
     for option in chosen:
         if option not in known:
@@ -79,9 +132,9 @@ def create(name: str, encoder: Any, *, samples: int, **chosen: Any) -> Any:
             f"{name} needs patch tokens; {encoder.name} has none. "
             "Try --encoder vit_tiny_patch16_224"
         )
-    if "samples" in inspect.signature(cls).parameters:
-        chosen["samples"] = samples
-    return cls(encoder, **chosen)
+    parameters, data = inspect.signature(cls).parameters, {"samples": samples, "classes": classes}
+    told = {fact: data[fact] for fact in _TOLD if fact in parameters}
+    return cls(encoder, **told, **chosen)
 
 
 def describe(name: str) -> dict[str, Any]:

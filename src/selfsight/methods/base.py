@@ -9,12 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from selfsight import philox
+from selfsight.distributed import gather, rank
 from selfsight.encoders.base import Encoder
 from selfsight.optim import Recipe
 from selfsight.philox import Purpose
 from selfsight.views.spec import View
 
-__all__ = ["Batch", "Clock", "Key", "Method", "Output", "Sweep", "apart", "pairs", "per_resolution"]
+__all__ = [
+    "Batch",
+    "Clock",
+    "Key",
+    "Method",
+    "Output",
+    "Sweep",
+    "apart",
+    "pairs",
+    "per_resolution",
+    "sides",
+]
 
 
 @dataclass(frozen=True)
@@ -155,3 +167,11 @@ def per_resolution(network: Callable[[Tensor], Tensor], views: Sequence[Tensor])
 def pairs(views: int, targets: int = 2) -> Iterator[tuple[int, int]]:
     """(i, j) for every target view i among the first `targets` and every other view j."""
     return ((i, j) for i in range(min(targets, views)) for j in range(views) if i != j)
+
+
+def sides(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `losses.negatives` takes: the rows of two views as anchors, the positive of each, the
+    candidates of all ranks, and which image of the batch each anchor and each candidate is of."""
+    z = torch.cat([z1, z2])
+    image = len(z1) * rank() + torch.arange(len(z1), device=z.device).repeat(2)
+    return z, z.roll(len(z1), 0), gather(z), image, gather(image)

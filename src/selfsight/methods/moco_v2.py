@@ -5,7 +5,6 @@ Loss: −log exp(q·k⁺/τ) / (exp(q·k⁺/τ) + Σ_queue exp(q·k/τ))
 """
 
 import copy
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,14 +14,14 @@ from torch import Tensor, nn
 from selfsight.batchnorm import grouped, shuffled
 from selfsight.distributed import gather
 from selfsight.encoders.base import Encoder
-from selfsight.heads import mlp
+from selfsight.heads import Head, mlp, shape
 from selfsight.losses import queue_nce
 from selfsight.memory import Queue
-from selfsight.methods.base import Batch, Clock, Method, Output, pairs
-from selfsight.methods.ranges import Count, Positive, Share
+from selfsight.methods.base import Batch, Clock, Method, Output
+from selfsight.methods.ranges import Count, Positive, Share, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
-from selfsight.views.presets import moco_view
+from selfsight.views.presets import crops, moco_view
 
 __all__ = ["MoCoV2"]
 
@@ -31,15 +30,16 @@ class MoCoV2(Method):
     """Improved baselines with momentum contrast.
 
     queue: keys that serve as negatives
-    head: projector (table 1): linear as in v1, or an mlp with `hidden` units (None: as many as
-        the encoder's width)
-    dim: width of the projection
+    head: projector behind the encoder (table 1): none, linear as in v1, or nonlinear
+    layers: linear layers of the nonlinear head
+    hidden, dim: widths of the nonlinear head's inner layers (None: the encoder's) and of q and k
     temperature: τ of the loss (table 2)
     momentum: decay of the key encoder
     augment: v1's views, or v2's with blur and stronger colours (table 1)
     schedule: of the learning rate (table 1): v1's steps, or a cosine
     norm_groups: parts of the batch that share BatchNorm statistics, as GPUs do in the paper
     symmetric: let each view be the query once, and add the two losses
+    multi_crop: small crops beside the two large ones, each a query too (SwAV table 3)
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class MoCoV2(Method):
         encoder: Encoder,
         *,
         queue: Count = 65536,
-        head: Literal["linear", "mlp"] = "mlp",
+        head: Head = "nonlinear",
+        layers: Count = 2,
         hidden: Count | None = None,
         dim: Count = 128,
         temperature: Positive = 0.2,
@@ -56,16 +57,17 @@ class MoCoV2(Method):
         schedule: Literal["steps", "cosine"] = "cosine",
         norm_groups: Count = 8,
         symmetric: bool = False,
+        multi_crop: Whole = 0,
     ) -> None:
         super().__init__(encoder)
-        inner = [encoder.dim if hidden is None else hidden] if head == "mlp" else []
-        self.projector = mlp(encoder.dim, *inner, dim, norm=False)
+        widths = shape(head, encoder.dim, hidden, layers, dim)
+        self.projector = mlp(*widths, norm=False)
         grouped(encoder, norm_groups)
         self.teacher = Teacher(copy.deepcopy(nn.Sequential(encoder, self.projector)))
-        self.queue = Queue.random(queue, dim)
+        self.queue = Queue.random(queue, widths[-1])
         self.temperature, self.momentum = temperature, momentum
-        self.queries = 2 if symmetric else 1
-        self.views = [replace(moco_view(1 if augment == "v1" else 2), count=2)]
+        self.key_views = (1, 0) if symmetric else (1,)  # views that give keys
+        self.views = crops(moco_view(1 if augment == "v1" else 2), multi_crop)
         # Differs from the paper: the rate changes with each step, not with each epoch.
         self.recipe = Recipe(
             optimizer="sgd", lr=0.03, weight_decay=1e-4, warmup=0, exempt="none", epochs=200,
@@ -73,14 +75,14 @@ class MoCoV2(Method):
         )  # fmt: skip
 
     def forward(self, batch: Batch, clock: Clock) -> Output:
-        ways = list(pairs(len(batch.views), self.queries))
-        h = [self.encoder(x) for x in batch.views[: self.queries]]
-        q = [self.projector(h_i) for h_i in h]
-        k = {j: self.key(batch, j) for _, j in ways}
+        ways = [(i, j) for j in self.key_views for i in range(len(batch.views)) if i != j]
+        h = {i: self.encoder(batch.views[i]) for i in sorted({i for i, _ in ways})}
+        q = {i: self.projector(h_i) for i, h_i in h.items()}
+        k = {j: self.key(batch, j) for j in self.key_views}
         losses = [queue_nce(q[i], k[j], self.queue.rows, self.temperature) for i, j in ways]
+        loss = len(k) * torch.stack(losses).mean()
         carry = {"k": F.normalize(torch.stack(list(k.values()), 1), dim=2)}
-        z = (*q, *k.values())[:2]
-        return Output(torch.stack(losses).sum(), embedding=h[0], projections=z, carry=carry)
+        return Output(loss, embedding=h[0], projections=(q[0], q.get(1, k[1])), carry=carry)
 
     def key(self, batch: Batch, view: int) -> Tensor:
         """Keys of one view, from BatchNorm groups that do not tell which query they belong to."""

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 from selfsight.errors import suggestion
 
-__all__ = ["WORDS", "Count", "Positive", "Range", "Several", "Share", "Weight", "Whole", "fault"]
+__all__ = [
+    "WORDS",
+    "Count",
+    "Part",
+    "Positive",
+    "Range",
+    "Several",
+    "Share",
+    "Weight",
+    "Whole",
+    "fault",
+]
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ Several = Annotated[int, Range(2)]
 Weight = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Share = Annotated[float, Range(0, 1)]
+Part = Annotated[float, Range(0, 0.99)]  # of a whole of which something must be left
 
 WORDS: dict[type, str] = {
     bool: "true or false",

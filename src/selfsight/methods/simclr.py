@@ -7,13 +7,14 @@ Loss: Σ over both directions of −log exp(s(i,i⁺)/τ) / Σ_{k≠i} exp(s(i,k
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsight.distributed import gather, rank
 from selfsight.encoders.base import Encoder
-from selfsight.heads import mlp
-from selfsight.losses import info_nce
-from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
+from selfsight.errors import ConfigError
+from selfsight.heads import Head, mlp, shape
+from selfsight.losses import coupling, info_nce, variation
+from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution, sides
 from selfsight.methods.ranges import Count, Positive, Weight, Whole
 from selfsight.optim import Recipe
 from selfsight.views.presets import crops, simclr_view
@@ -30,6 +31,8 @@ class SimCLR(Method):
     hidden, dim: widths of the nonlinear head's inner layers (None: the encoder's) and of z
     strength: of the colour jitter (appendix A); 0.5 for CIFAR-10
     multi_crop: small crops beside two crops of 160/224 (SwAV table 3); 0 for two full views
+    other: an architecture, with new weights and a projector of its own, for all views but the
+        first (VICReg, table 5); "" shares the first view's
     mean: average over the 2N anchors, as the paper writes, instead of adding two directions
     """
 
@@ -38,19 +41,30 @@ class SimCLR(Method):
         encoder: Encoder,
         *,
         temperature: Positive = 0.1,
-        head: Literal["none", "linear", "nonlinear"] = "nonlinear",
+        head: Head = "nonlinear",
         layers: Count = 2,
         hidden: Count | None = None,
         dim: Count = 128,
         strength: Weight = 1.0,
         multi_crop: Whole = 0,
+        other: str = "",
         mean: bool = False,
     ) -> None:
         super().__init__(encoder)
-        inner = [encoder.dim if hidden is None else hidden] * (layers - 1)
-        widths = {"none": [], "linear": [dim], "nonlinear": [*inner, dim]}[head]
         norm: Literal["scale", "none"] = "none" if head == "none" else "scale"
-        self.projector = mlp(encoder.dim, *widths, last_bias=norm == "none", last_norm=norm)
+
+        def projector(width: int) -> nn.Sequential:
+            widths = shape(head, width, hidden, layers, dim)
+            return mlp(*widths, last_bias=norm == "none", last_norm=norm)
+
+        self.projector = projector(encoder.dim)
+        self.other: nn.Module | None = None
+        if other:
+            second = encoder.fresh(other)
+            if head == "none" and second.dim != encoder.dim:
+                raise ConfigError(f"simclr compares h of {encoder.name} ({encoder.dim}) with h of "
+                                  f"{other} ({second.dim}); give it a --method.head")  # fmt: skip
+            self.other = nn.Sequential(second, projector(second.dim))
         self.temperature = temperature
         # Differs from the paper: the official code adds the losses of the two directions.
         self.scale = 1 if mean else 2
@@ -59,11 +73,16 @@ class SimCLR(Method):
         self.recipe = Recipe(optimizer="lars", lr=0.3, weight_decay=1e-6)
 
     def forward(self, batch: Batch, clock: Clock) -> Output:
-        h = per_resolution(self.encoder, batch.views)
-        z = self.projector(torch.cat(h)).chunk(len(h))
+        here = batch.views if self.other is None else batch.views[:1]
+        h = per_resolution(self.encoder, here)
+        z = list(self.projector(torch.cat(h)).chunk(len(h)))
+        if self.other is not None:
+            z += per_resolution(self.other, batch.views[1:])
         losses = [self.contrast(z[i], z[j]) for i, j in pairs(len(z)) if i < j]
         loss = self.scale * torch.stack(losses).mean()
-        return Output(loss, embedding=h[0], projections=z)
+        q = gather(coupling(*sides(z[0].detach(), z[1].detach()), temperature=self.temperature))
+        metrics = {"coupling": q.mean(), "coupling_variation": variation(q)}
+        return Output(loss, embedding=h[0], projections=tuple(z), metrics=metrics)
 
     def contrast(self, z1: Tensor, z2: Tensor) -> Tensor:
         """NT-Xent with the candidates of all ranks."""

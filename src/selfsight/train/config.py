@@ -15,7 +15,7 @@ from selfsight.distributed import world
 from selfsight.encoders import create_encoder
 from selfsight.encoders.base import Encoder
 from selfsight.encoders.timm import TimmEncoder
-from selfsight.errors import ConfigError, suggestion
+from selfsight.errors import ConfigError, DataError, suggestion
 from selfsight.machine import native_bf16
 from selfsight.methods import DEFAULT, create, method_class
 from selfsight.methods.base import Method
@@ -25,7 +25,7 @@ from selfsight.train.regularize import Regularizer
 from selfsight.views.compiled import kernels_folder
 from selfsight.views.presets import adapted, fitted
 
-__all__ = ["Built", "Config", "Settings", "differences", "resolve", "seconds"]
+__all__ = ["Built", "Config", "Settings", "differences", "needs_labels", "resolve", "seconds"]
 
 # What the command line refuses by itself and a caller from Python may still pass.
 _LEAST = {"size": 1, "epochs": 1, "batch": 1, "accumulate": 1, "seed": 0}
@@ -107,6 +107,11 @@ def seconds(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
+def needs_labels(method: str | None) -> bool:
+    """Whether a method learns from labels: they are read then without being asked for."""
+    return bool(method_class(method or DEFAULT).supervised)
+
+
 def resolve(settings: Settings, source: Source) -> Built:
     """Choose what the user left open, and build the run."""
     for name, least in _LEAST.items():
@@ -125,6 +130,12 @@ def resolve(settings: Settings, source: Source) -> Built:
     method = choose("method", lambda: (DEFAULT, "learns from most sets with the least tuning"))
     seed = choose("seed", lambda: (0, "the same seed gives the same run"))
     device = _device(choose("device", lambda: ("auto", "")))
+    if needs_labels(method) and source.class_count < 2:
+        raise DataError(
+            f"{method} learns from labels of 2 classes or more, and {source.name} has "
+            f"{source.class_count or 'none'}; put images in one sub-folder per class, or give a "
+            "CSV with the columns path,label"
+        )
     if device != chosen["device"]:
         chosen["device"], reasons["device"] = device, "the fastest here"
     encoder_name = choose("encoder", lambda: _encoder(method, device, short))
@@ -148,7 +159,9 @@ def resolve(settings: Settings, source: Source) -> Built:
     try:
         torch.manual_seed(seed_for(seed, 0, Purpose.INIT))
         encoder = create_encoder(encoder_name, size=size, pretrained=chosen["pretrained"])
-        built = create(method, encoder, samples=len(source), **chosen["options"])
+        built = create(
+            method, encoder, samples=len(source), classes=source.class_count, **chosen["options"]
+        )
     finally:
         torch.random.set_rng_state(generator)
 

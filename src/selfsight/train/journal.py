@@ -1,5 +1,6 @@
 """Writes down what a run does, measures it, and keeps its checkpoints."""
 
+import math
 import time
 from typing import Any
 
@@ -52,6 +53,9 @@ class Journal:
             values |= {name: float(value) for name, value in step.output.metrics.items()}
             if clock.step % self._watch_every == 0 or done == clock.total:
                 values |= readings(step.output)
+        if step.gradients:
+            finite = {name: g if math.isfinite(g) else None for name, g in step.gradients.items()}
+            values["gradients"] = finite
         if self._knn is not None and (done % self._knn_every == 0 or done == clock.total):
             values["knn"] = self._knn(self._engine.method) if self._writes else None
         if self._metrics is not None:

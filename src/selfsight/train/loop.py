@@ -39,11 +39,13 @@ class Plan:
     device: str
     regularizer: Regularizer = field(default_factory=Regularizer)
     patience: int = 10  # rejected steps in a row that end the run
+    gradients: bool = False  # whether each step tells of every layer's gradient
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. output: the last part's; None when the step was rejected."""
+    """What one step did. output: the last part's; None when the step was rejected.
+    gradients: norm of each layer's, before clipping, where the plan asks for them."""
 
     clock: Clock
     loss: float
@@ -51,6 +53,7 @@ class Step:
     rate: float
     output: Output | None
     samples: list[int]
+    gradients: dict[str, float] = field(default_factory=dict)
 
 
 class Listener(Protocol):
@@ -106,6 +109,7 @@ class Engine:
         loss = all_sum(loss) / world()
         grads = [p.grad for p in method.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
+        gradients = _gradients(method) if plan.gradients else {}
         finite = agree(bool(loss.isfinite() & norm.isfinite()), plan.device)
         samples: list[int] = []
         if finite:
@@ -118,7 +122,8 @@ class Engine:
                 b.copy_(old)
             samples = gather(torch.cat([batch.index for batch in batches])).tolist()
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(clock, float(loss), float(norm), rate, outputs[-1] if finite else None, samples)
+        output = outputs[-1] if finite else None
+        return Step(clock, float(loss), float(norm), rate, output, samples, gradients)
 
     def _backward(self, batch: Batch, clock: Clock, *, last: bool) -> Output:
         plan = self.plan
@@ -142,6 +147,16 @@ def _uncompiled(error: TorchDynamoException, device: str) -> ConfigError:
         f"--compile failed ({reason}); install {needs} where it is missing, or train without "
         "--compile"
     )
+
+
+def _gradients(method: nn.Module) -> dict[str, float]:
+    """Norm of each layer's gradient: over the parameters that a module holds itself."""
+    norms = {}
+    for name, module in method.named_modules():
+        grads = [p.grad for p in module.parameters(recurse=False) if p.grad is not None]
+        if grads:
+            norms[name] = nn.utils.get_total_norm(grads)
+    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
 
 
 def _joined(carries: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ from selfsight.machine import cache_folder, cores, keep_pages
 from selfsight.methods import trusted
 from selfsight.run import Run
 from selfsight.train import checkpoint
-from selfsight.train.config import Built, Settings, resolve, seconds
+from selfsight.train.config import Built, Settings, needs_labels, resolve, seconds
 from selfsight.train.folder import RunFolder
 from selfsight.train.journal import Journal
 from selfsight.train.log import Lines, Teller, truncate
@@ -67,6 +67,7 @@ class Habits:
     cache: str | None = None
     follow_links: bool = False
     whole: bool = False  # large photos are decoded whole, not reduced once into the cache
+    gradients: bool = False  # each step writes down the norm of each layer's gradient
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -97,9 +98,11 @@ def pretrain(
         _first(lambda: folder.claim(resume=resume))
         _first(lambda: stack.enter_context(folder.lock()))
         recorded = folder.read() if folder.started else None
-        source = _open(data, habits)
         if recorded is not None:
             settings = _continued(settings, recorded)
+        if needs_labels(settings.method):
+            habits = replace(habits, labels=True)
+        source = _open(data, habits)
         built = resolve(settings, source)
         if recorded is not None and recorded["data"].get("reduced") is None:
             habits = replace(habits, whole=True)  # as it was begun
@@ -223,7 +226,7 @@ def _within(
 
     opened: what the settings speak of; source: the same with its large photos reduced
     """
-    engine, loader = _engine(built, source), _loader(built, source, habits, None)
+    engine, loader = _engine(built, source, habits), _loader(built, source, habits, None)
     sweeper = Sweeper(loader)
     epochs = epochs_within(seconds(time), engine, loader, sweeper, built.config.accumulate)
     # The measured steps moved the weights; resolving again starts from the same seed.
@@ -243,7 +246,7 @@ def _continued(settings: Settings, record: dict[str, Any]) -> Settings:
     return Settings(**{**before, **given})
 
 
-def _plan(built: Built, source: Source) -> Plan:
+def _plan(built: Built, source: Source, habits: Habits) -> Plan:
     config = built.config
     per_epoch = len(source) // config.batch
     return Plan(
@@ -256,11 +259,12 @@ def _plan(built: Built, source: Source) -> Plan:
         precision=config.precision,
         device=local(config.device),
         regularizer=Regularizer(**config.regularize),
+        gradients=habits.gradients,
     )
 
 
-def _engine(built: Built, source: Source) -> Engine:
-    return Engine(built.method, built.recipe, _plan(built, source))
+def _engine(built: Built, source: Source, habits: Habits) -> Engine:
+    return Engine(built.method, built.recipe, _plan(built, source, habits))
 
 
 def _loader(built: Built, source: Source, habits: Habits, skipped: Lines | None) -> Loader:
@@ -299,7 +303,7 @@ def _train(
             for skip in source.skipped:
                 skipped.write(path=printable(skip.path), reason=skip.reason)
         loader = _loader(built, source, habits, skipped)
-        engine = _engine(built, source)
+        engine = _engine(built, source, habits)
         plan = engine.plan
         quiet = habits.quiet or rank() > 0
         teller = stack.enter_context(Teller(plan.total, config.batch, quiet=quiet))

@@ -1,5 +1,6 @@
 """run.json: what a run is, and whether it still is that."""
 
+import hashlib
 import platform
 import sys
 from dataclasses import asdict
@@ -36,10 +37,13 @@ def record(built: Built, data: Data, source: Source, habits: dict[str, Any]) -> 
         "data": {
             "name": name,
             "images": len(source),
+            "classes": source.class_count,
+            "labels": _labels(source),
             "fingerprint": source.fingerprint,
             "skipped": len(source.skipped),
             "reduced": _short(source),
         },
+        "supervised": built.method.supervised,
         "views": [asdict(view) for view in built.method.views],
         "recipe": asdict(built.recipe),
         "argv": sys.argv,
@@ -63,6 +67,8 @@ def refuse_changes(recorded: dict[str, Any], built: Built, source: Source) -> No
                        f"{_read_how(reduced)}")  # fmt: skip
     elif old["fingerprint"] != source.fingerprint:
         changes.append(f"the data were {old['images']:,} images, are {len(source):,}, and differ")
+    elif built.method.supervised and old["labels"] != _labels(source):
+        changes.append("the labels differ")
     if changes:
         raise ConfigError(
             f"cannot resume, the run has changed: {'; '.join(changes)}. "
@@ -72,6 +78,11 @@ def refuse_changes(recorded: dict[str, Any], built: Built, source: Source) -> No
 
 def _absolute(cache: str | None) -> str | None:
     return cache and str(Path(cache).expanduser().resolve())
+
+
+def _labels(source: Source) -> str | None:
+    """Their hash: the fingerprint of an array has only the images in it."""
+    return None if source.labels is None else hashlib.sha256(source.labels.tobytes()).hexdigest()
 
 
 def _short(source: Source) -> int | None:

@@ -7,7 +7,16 @@ from typing import Any, Literal
 from selfsight.errors import ConfigError, suggestion
 from selfsight.views.spec import View
 
-__all__ = ["adapted", "byol_views", "crops", "dino_views", "fitted", "moco_view", "simclr_view"]
+__all__ = [
+    "adapted",
+    "byol_views",
+    "crops",
+    "dino_views",
+    "fitted",
+    "moco_view",
+    "plain",
+    "simclr_view",
+]
 
 
 def simclr_view(strength: float = 1.0, **changes: Any) -> View:
@@ -38,14 +47,22 @@ def dino_views(small: int) -> list[View]:
     return [*large, local] if small else large
 
 
-def crops(view: View, small: int) -> list[View]:
-    """Two of the view; with `small` crops beside them, SwAV's multi-crop (section 3.3)."""
+def crops(view: View | Sequence[View], small: int) -> list[View]:
+    """Two large crops, of one view or of a list's two; with `small` crops beside them, drawn as
+    the first, SwAV's multi-crop (section 3.3)."""
+    large = [replace(view, count=2)] if isinstance(view, View) else list(view)
     if not small:
-        return [replace(view, count=2)]
+        return large
     return [
-        replace(view, crop=(0.14, 1.0), count=2),
-        replace(view, crop=(0.05, 0.14), size=96, count=small),
+        *(replace(one, crop=(0.14, 1.0)) for one in large),
+        replace(large[0], crop=(0.05, 0.14), size=96, count=small),
     ]
+
+
+def plain(view: View) -> View:
+    """The middle of an image, unchanged, for features of whole images."""
+    return replace(view, crop=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter_p=0.0, gray=0.0,
+                   blur=0.0, solarize=0.0, count=1)  # fmt: skip
 
 
 def adapted(size: int, changes: Mapping[str, Any]) -> dict[str, Any]:

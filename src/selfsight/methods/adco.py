@@ -1,0 +1,118 @@
+"""AdCo: contrast with negatives that are learned against the encoder.
+
+Hu et al. 2020, https://arxiv.org/abs/2011.08435
+Loss: −log exp(q·k⁺/τ) / (Σ_batch exp(q·k/τ) + Σ_bank exp(q·n/τ)), which the bank's n climb
+at a temperature of their own
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.batchnorm import grouped, shuffled
+from selfsight.distributed import all_sum, gather, rank, world
+from selfsight.encoders.base import Encoder
+from selfsight.heads import Head, mlp, shape
+from selfsight.losses import info_nce
+from selfsight.memory import Queue
+from selfsight.methods.base import Batch, Clock, Method, Output
+from selfsight.methods.ranges import Count, Positive, Share, Weight, Whole
+from selfsight.momentum import Teacher
+from selfsight.optim import Recipe
+from selfsight.views.presets import crops, moco_view
+
+__all__ = ["AdCo"]
+
+
+class AdCo(Method):
+    """Adversarial contrast.
+
+    queue: learned negatives; they start as the keys of the first batches
+    bank_temperature: τ of the loss that the negatives climb
+    bank_lr, bank_momentum, bank_decay: of their steps
+    temperature: τ of the encoder's loss
+    momentum: decay of the key encoder
+    head: projector behind the encoder: none, linear or nonlinear
+    layers: linear layers of the nonlinear head
+    hidden, dim: widths of the nonlinear head's inner layers (None: the encoder's) and of q and k
+    norm_groups: parts of the batch that share BatchNorm statistics, as GPUs do in the paper
+    symmetric: let each view be the query once, and average the two losses
+    multi_crop: small crops beside the two large ones, each a query too (SwAV table 3)
+    """
+
+    velocity: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        queue: Count = 65536,
+        bank_temperature: Positive = 0.02,
+        bank_lr: Weight = 3.0,
+        bank_momentum: Share = 0.9,
+        bank_decay: Weight = 1e-4,
+        temperature: Positive = 0.12,
+        momentum: Share = 0.999,
+        head: Head = "nonlinear",
+        layers: Count = 2,
+        hidden: Count | None = None,
+        dim: Count = 128,
+        norm_groups: Count = 8,
+        symmetric: bool = False,
+        multi_crop: Whole = 0,
+    ) -> None:
+        super().__init__(encoder)
+        widths = shape(head, encoder.dim, hidden, layers, dim)
+        self.projector = mlp(*widths, norm=False)
+        grouped(encoder, norm_groups)
+        self.teacher = Teacher(copy.deepcopy(nn.Sequential(encoder, self.projector)))
+        self.bank = Queue.random(queue, widths[-1])
+        self.bank.filled.zero_()  # the first keys take the random rows' places
+        self.register_buffer("velocity", torch.zeros(queue, widths[-1]))
+        self.bank_temperature, self.bank_lr = bank_temperature, bank_lr
+        self.bank_momentum, self.bank_decay = bank_momentum, bank_decay
+        self.temperature, self.momentum = temperature, momentum
+        self.key_views = (1, 0) if symmetric else (1,)  # views that give keys
+        # Differs from the paper: small crops are SwAV's, and their losses are averaged.
+        self.views = crops(moco_view(2), multi_crop)
+        self.recipe = Recipe(optimizer="sgd", lr=0.03, weight_decay=1e-4, warmup=0, last=0.02,
+                             exempt="none", epochs=200)  # fmt: skip
+
+    def forward(self, batch: Batch, clock: Clock) -> Output:
+        ways = [(i, j) for j in self.key_views for i in range(len(batch.views)) if i != j]
+        h = {i: self.encoder(batch.views[i]) for i in sorted({i for i, _ in ways})}
+        q = {i: self.projector(h_i) for i, h_i in h.items()}
+        k = {j: self.key(batch, j) for j in self.key_views}
+        qs, ks = torch.stack([q[i] for i, _ in ways]), torch.stack([k[j] for _, j in ways])
+        loss = self.contrast(qs, ks, self.bank.rows, self.temperature)
+        carry = {"q": qs.detach().transpose(0, 1), "k": ks.transpose(0, 1)}
+        return Output(loss, embedding=h[0], projections=(q[0], q.get(1, k[1])), carry=carry)
+
+    def contrast(self, q: Tensor, k: Tensor, bank: Tensor, temperature: float) -> Tensor:
+        """Of all queries with the keys of all ranks and the bank. q, k: (ways, N, D)."""
+        own = q.shape[1] * rank() + torch.arange(q.shape[1], device=q.device)
+        losses = [
+            info_nce(q_i, torch.cat([gather(k_i), bank]), own, temperature=temperature)
+            for q_i, k_i in zip(q, k, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def key(self, batch: Batch, view: int) -> Tensor:
+        """Keys of one view, from BatchNorm groups that do not tell which query they belong to."""
+        return shuffled(self.teacher, batch.views[view], batch.key.seed, batch.key.step)
+
+    def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
+        self.teacher.update(nn.Sequential(self.encoder, self.projector), self.momentum)
+        q, k, bank = carry["q"].transpose(0, 1), carry["k"].transpose(0, 1), self.bank.rows
+        if not self.bank.full:
+            # The official code fills it, and trains meanwhile, in steps before the first epoch.
+            self.bank.push(F.normalize(gather(k[0]).to(bank), dim=1))
+            return
+        n = bank.clone().requires_grad_()
+        (g,) = torch.autograd.grad(self.contrast(q, k, n, self.bank_temperature), n)
+        # The bank climbs, its decay descends. It is normalised where it is read, as in the
+        # official code.
+        self.velocity.mul_(self.bank_momentum).add_(self.bank_decay * bank - all_sum(g) / world())
+        bank.sub_(self.velocity, alpha=self.bank_lr)
