@@ -7,7 +7,7 @@ from torch import Tensor
 
 from selfsight.errors import ConfigError
 
-__all__ = ["PIECES", "grid", "jigsaw"]
+__all__ = ["PIECES", "grid", "jigsaw", "piece"]
 
 PIECES = 9  # of the usual jigsaw, 3 × 3
 
@@ -24,12 +24,18 @@ def grid(x: Tensor, size: int, stride: int) -> Tensor:
     return squares.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
 
 
+def piece(side: int, multiple: int = 1, pieces: int = PIECES) -> int:
+    """Side of a jigsaw's pieces: about 64/85 of a cell of the image, and a `multiple`."""
+    cell = side // math.isqrt(pieces)
+    return min(cell // multiple, max(1, round(cell * 64 / 85 / multiple))) * multiple
+
+
 def jigsaw(x: Tensor, u: Tensor, multiple: int = 1) -> Tensor:
     """(N·T, C, p, p): one square from each of a √T × √T division of x: (N, C, H, W), an image's
     squares in a random order.
 
     u: (N, 3, T) uniforms, for the place in the cell, down and across, and for the order
-    multiple: p, about 64/85 of a cell, is a multiple of it
+    multiple: p, which `piece` tells, is a multiple of it
     """
     n, _, height, width = x.shape
     rows = math.isqrt(u.shape[2])
@@ -40,7 +46,7 @@ def jigsaw(x: Tensor, u: Tensor, multiple: int = 1) -> Tensor:
             f"patch of {multiple}; raise --size"
         )
     u = u.to(x.device)
-    size = min(cell // multiple, max(1, round(cell * 64 / 85 / multiple))) * multiple
+    size = piece(min(height, width), multiple, rows**2)
     corner = cell * torch.arange(rows, device=x.device)
     slack = (u[:, :2] * (cell - size + 1)).long()
     order = u[:, 2].argsort(1)

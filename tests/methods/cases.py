@@ -23,7 +23,7 @@ SMALL = {
     "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "multi_crop": 2, "freeze": 0.5},
     "directclr": {"dim": 8},
     "directpred": {"hidden": 16, "dim": 8, "momentum": 0.9},
-    "fastsiam": {"crops": 3, "hidden": 16, "dim": 16, "bottleneck": 8},
+    "fastsiam": {"crops": 3, "hidden": 16, "dim": 32, "bottleneck": 8},
     "feature_transformation": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
     "cmc": {"negatives": 8, "dim": 8},
     "infomin": {"queue": 24, "hidden": 16, "dim": 8, "norm_groups": 4, "momentum": 0.9},

@@ -127,6 +127,14 @@ def test_tiny_crops_are_not_computed_in_bf16(monkeypatch, size, encoder, precisi
     assert built(size=size, encoder=encoder).config.precision == "fp32"
 
 
+@pytest.mark.parametrize("method", ["cpc_v2", "infomin", "pirl"])
+@pytest.mark.usefixtures("no_gpu")
+def test_the_pieces_of_an_image_may_be_too_small_for_bf16(monkeypatch, method):
+    monkeypatch.setattr(subject, "native_bf16", lambda device: True)
+    assert built(method=method, size=96).config.precision == "fp32"
+    assert built(method=method, size=128).config.precision == "bf16"
+
+
 def test_the_weights_depend_on_the_seed_alone():
     before = torch.random.get_rng_state()
     one, other, third = (built(seed=seed).method.state_dict() for seed in (0, 0, 1))

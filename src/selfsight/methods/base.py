@@ -133,6 +133,11 @@ class Method(nn.Module, abc.ABC):
         ]
 
     @property
+    def smallest(self) -> int:
+        """Side in pixels of the smallest image that the encoder is given."""
+        return min(view.size for view in self.views)
+
+    @property
     def product(self) -> Encoder:
         """The encoder that is exported."""
         return self.encoder

@@ -95,6 +95,10 @@ class CPCV2(Method):
                 losses.append(self.contrast(p[:, :-k], targets, at[:, k:]))
         return Output(torch.stack(losses).sum(), embedding=h.view(n, rows**2, -1).mean(1))
 
+    @property
+    def smallest(self) -> int:
+        return self.views[0].size // 4
+
     def contrast(self, p: Tensor, targets: Tensor, at: Tensor) -> Tensor:
         return info_nce(p.flatten(0, 2), targets, at.flatten(), temperature=self.temperature,
                         normalize=False)  # fmt: skip

@@ -19,7 +19,7 @@ from selfsight.methods.base import Batch, Clock, Method, Output
 from selfsight.methods.ranges import Count, Positive, Share
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
-from selfsight.patches import PIECES, jigsaw
+from selfsight.patches import PIECES, jigsaw, piece
 from selfsight.philox import Purpose
 from selfsight.views.presets import simclr_view
 
@@ -82,6 +82,10 @@ class InfoMin(Method):
         image, pieces = (queue_nce(z, k, self.queue.rows, self.temperature) for z in (q, q_parts))
         loss = (1 - self.beta) * image + self.beta * pieces
         return Output(loss, embedding=h, projections=(q, k), carry={"k": F.normalize(k, dim=1)})
+
+    @property
+    def smallest(self) -> int:
+        return min(super().smallest, piece(self.views[-1].size, self.encoder.multiple))
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         self.queue.push(gather(carry["k"]))

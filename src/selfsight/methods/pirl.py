@@ -17,7 +17,7 @@ from selfsight.instances import Instances
 from selfsight.methods.base import Batch, Clock, Method, Output
 from selfsight.methods.ranges import Count, Positive, Share
 from selfsight.optim import Recipe
-from selfsight.patches import PIECES, jigsaw
+from selfsight.patches import PIECES, jigsaw, piece
 from selfsight.philox import Purpose
 from selfsight.views.spec import View
 
@@ -84,6 +84,10 @@ class PIRL(Method):
         loss = self.weight * image + (1 - self.weight) * shuffled
         carry = {"index": batch.index, "z": F.normalize(z, dim=1), "log_mean": log_mean[None]}
         return Output(loss, embedding=h, projections=(z, p), carry=carry)
+
+    @property
+    def smallest(self) -> int:
+        return min(super().smallest, piece(self.views[-1].size, self.encoder.multiple))
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         index, z = gather(carry["index"]), gather(carry["z"])

@@ -189,11 +189,10 @@ def resolve(settings: Settings, source: Source) -> Built:
     choose("weight_decay", lambda: (recipe.weight_decay, "recipe"))
     epochs = choose("epochs", lambda: (100, "enough to tell whether it works"))
     choose("warmup", lambda: _warmup(recipe, epochs))
-    views = fitted(built.views, size, encoder.multiple, chosen["view"])
+    built.views = fitted(built.views, size, encoder.multiple, chosen["view"])
     choose("precision", lambda: ("auto", ""))
     if chosen["precision"] == "auto":
-        side = min(view.size for view in views)
-        chosen["precision"], reasons["precision"] = _precision(device, encoder, side)
+        chosen["precision"], reasons["precision"] = _precision(device, encoder, built.smallest)
     elif chosen["precision"] not in ("fp32", "bf16"):
         known = ["auto", "fp32", "bf16"]
         hint = suggestion(chosen["precision"], known) or "; known: auto, fp32, bf16"
@@ -201,7 +200,6 @@ def resolve(settings: Settings, source: Source) -> Built:
     if choose("compile", lambda: (False, "compiled only when asked for")):
         _compile(built)
     config = Config(**chosen, reasons=reasons)
-    built.views = views
     return Built(config, built, _recipe(recipe, config))
 
 
@@ -256,7 +254,7 @@ def _precision(device: str, encoder: Encoder, side: int) -> tuple[str, str]:
     if device == "cpu" and not encoder.maskable and side < 32:
         # oneDNN's bf16 weight gradient holds uninitialised memory where a convolution's stride
         # exceeds its map (torch 2.15): the last stage of a ResNet at 16 px.
-        return "fp32", f"crops of {side} px are too small for bf16 on a CPU"
+        return "fp32", f"images of {side} px are too small for bf16 on a CPU"
     if native_bf16(device):
         return "bf16", "this device computes bf16 natively"
     return "fp32", "this device has no native bf16"
