@@ -226,7 +226,7 @@ ENTRIES = [
     Entry(
         name="mochi", method="mochi", views=1, expect=_LEARNS, view=_MILD,
         options={"queue": 4096, "hidden": 512, "dim": 128, "temperature": 0.2, "momentum": 0.99,
-                 "hardest": 128, "mixed_pairs": 128, "mixed_queries": 16, "warmup_epochs": 2},
+                 "hardest": 128, "mixed_pairs": 128, "mixed_queries": 16, "warmup_share": 0.1},
     ),
     Entry(
         name="adco", method="adco", views=1, expect=_LEARNS, view=_MILD,
@@ -236,7 +236,7 @@ ENTRIES = [
     Entry(
         name="pcl", method="pcl", views=1, expect=_LEARNS, view=_MILD,
         options={"queue": 4096, "clusters": 250, "negatives": 250, "hidden": 512, "dim": 128,
-                 "temperature": 0.2, "momentum": 0.99, "warmup_epochs": 2},
+                 "temperature": 0.2, "momentum": 0.99, "warmup_share": 0.1},
     ),
     Entry(
         name="pic", method="pic", views=1, expect=_LEARNS, view=_MILD,

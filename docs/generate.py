@@ -304,15 +304,15 @@ def _percent(score: dict[str, float]) -> str:
 
 
 def _help(text: str) -> str:
-    """The class's own words: a sentence, then one point for each `name: what`."""
-    first, _, rest = text.partition("\n\n")
+    """The class's own words: paragraphs, then one point for each `name: what`."""
+    *words, options = text.split("\n\n")
     points: list[str] = []
-    for line in rest.splitlines():
+    for line in options.splitlines():
         if line.startswith(" "):
             points[-1] += f" {line.strip()}"
-        elif line:
-            points.append(line)
-    return "\n".join([first, "", *(f"- {point}" for point in points)])
+        else:
+            points.append(f"- {line}")
+    return "\n\n".join([*words, "\n".join(points)])
 
 
 def _views(views: list[dict[str, Any]]) -> str:

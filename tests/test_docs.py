@@ -23,7 +23,7 @@ from selfsight.cli.parser import Parser
 from selfsight.data.synthetic import synthetic
 from selfsight.errors import Error, Stopped
 from selfsight.evaluate import check_protocols
-from selfsight.methods import FAMILIES, METHODS
+from selfsight.methods import FAMILIES, METHODS, method_class
 from selfsight.train.config import Settings, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +104,13 @@ def test_a_page_does_what_it_says(page: Path, here: Path) -> None:
         elif kind == "bash":
             for words in commands(block):
                 assert main(words) == 0, shlex.join(words)
+
+
+def test_the_readme_counts_the_methods() -> None:
+    count = sum(not method_class(name).supervised for name in METHODS)
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{count} published self-supervised methods" in text
+    assert f"There are {count} methods" in text
 
 
 def test_examples_stand_in_pages_which_run_them() -> None:

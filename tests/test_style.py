@@ -39,7 +39,7 @@ LAYERS = {
     "encoders": "errors",
     "momentum": "errors philox schedules distributed encoders",
     "methods.base": "errors philox views distributed optim encoders",
-    "instances": "errors philox losses distributed memory methods.base",
+    "instances": "errors philox losses distributed memory",
     "clusters": "errors philox losses distributed kmeans",
     # The loader hands out the batches that methods take.
     "data": "errors philox machine views methods.base",

@@ -112,14 +112,14 @@ class GroupedBatchNorm(_Replacement):
         if self.groups % world():
             raise ConfigError(
                 f"{self.groups} BatchNorm groups do not divide among {world()} ranks; make "
-                f"--method.norm-groups a multiple of {world()}"
+                f"--method.norm_groups a multiple of {world()}"
             )
         here = self.groups // world()
         if n % here or n < 2 * here:
             raise ConfigError(
                 f"{n * world()} images, the batch or a part of it, do not divide into "
                 f"{self.groups} BatchNorm groups of 2 or more; change --batch, --accumulate or "
-                "--method.norm-groups"
+                "--method.norm_groups"
             )
         return here
 

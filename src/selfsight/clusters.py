@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight import philox
-from selfsight.distributed import broadcast, gather, rank
-from selfsight.kmeans import euclidean_kmeans
+from selfsight.distributed import broadcast, gather, places, rank
+from selfsight.kmeans import euclidean_kmeans, sums
 from selfsight.losses import proto_nce
 from selfsight.philox import Purpose
 
@@ -24,10 +25,8 @@ def concentrations(x: Tensor, centroids: Tensor, assignment: Tensor, temperature
     x: (N, D); centroids: (K, D); assignment: (N,). A cluster of less than two rows has the
     largest φ; all are bounded by the first and the last tenth.
     """
-    clusters = len(centroids)
-    distance = (x - centroids[assignment]).norm(dim=1)
-    n = torch.bincount(assignment, minlength=clusters).to(distance.dtype)
-    total = distance.new_zeros(clusters).index_add_(0, assignment, distance)
+    distance = (x - centroids[assignment]).norm(dim=1, keepdim=True)
+    total, n = (part[:, 0].to(x.dtype) for part in sums(distance, assignment, len(centroids)))
     phi = torch.where(n > 1, total / n.clamp_min(1) / (n + 10).log(), 0.0)
     phi = torch.where(n > 1, phi, phi.max())
     low, high = phi.quantile(torch.tensor([0.1, 0.9], dtype=phi.dtype, device=phi.device))
@@ -71,18 +70,22 @@ class Clusters(nn.Module):
 
     def contrast(self, q: Tensor, index: Tensor, negatives: int, seed: int, step: int) -> Tensor:
         """The mean over clusterings of q: (V·N, D), view by view, against the prototypes of the
-        samples index: (N,) of all ranks and `negatives` prototypes of none of them."""
-        positive = len(index) * rank() + torch.arange(len(index), device=q.device)
-        positive = positive.repeat(len(q) // len(index))
+        samples index: (N,) of all ranks and at most `negatives` prototypes of none of them.
+
+        A prototype that samples share counts once.
+        """
+        local = places(index).repeat(len(q) // len(index))
         everyone = gather(index)
         losses = []
         for g, (start, size) in enumerate(self._parts()):
-            own = self.assignment[g, everyone]
-            draw = step * len(self.sizes) + g
-            order = philox.permutation(seed, draw, Purpose.NEGATIVES, size)
-            others = start + torch.from_numpy(order).to(own.device)
-            chosen = torch.cat([own, others[~torch.isin(others, own)][:negatives]])
-            losses.append(proto_nce(q, self.prototypes[chosen], self.phi[chosen], positive))
+            own, place = torch.unique(self.assignment[g, everyone], return_inverse=True)
+            # Of all prototypes by lot, the batch's own last.
+            lots = philox.integers(seed, step * len(self.sizes) + g, Purpose.NEGATIVES, size)
+            lots = torch.from_numpy(lots * size + np.arange(size)).to(own.device)  # no two equal
+            lots[own - start] = torch.iinfo(lots.dtype).max
+            others = lots.topk(min(negatives, size - len(own)), largest=False).indices
+            chosen = torch.cat([own, start + others])
+            losses.append(proto_nce(q, self.prototypes[chosen], self.phi[chosen], place[local]))
         return torch.stack(losses).mean()
 
     def _parts(self) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,7 @@ __all__ = [
     "broadcast",
     "gather",
     "local",
+    "places",
     "process_group",
     "rank",
     "ranks_here",
@@ -103,6 +104,11 @@ def gather(x: Tensor) -> Tensor:
     """The ranks' rows, in the order of ranks. Every rank must hold equally many."""
     rows: Tensor = x if world() == 1 else _Gather.apply(x)
     return rows
+
+
+def places(x: Tensor) -> Tensor:
+    """(N,) the numbers of this rank's rows among those of `gather`. x: (N, ...)."""
+    return len(x) * rank() + torch.arange(len(x), device=x.device)
 
 
 def broadcast(x: Tensor) -> Tensor:

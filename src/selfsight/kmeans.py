@@ -7,18 +7,20 @@ from torch import Tensor
 from selfsight import philox
 from selfsight.philox import Purpose
 
-__all__ = ["euclidean_kmeans", "spherical_kmeans"]
+__all__ = ["euclidean_kmeans", "spherical_kmeans", "sums"]
 
-_ROWS = 8192  # rows whose similarities to all centroids are held at once
+_HELD = 1 << 24  # similarities to centroids held at once
 
 
 def _assign(x: Tensor, centroids: Tensor) -> Tensor:
-    return torch.cat([(rows @ centroids.T).argmax(1) for rows in torch.split(x, _ROWS)])
+    parts = torch.split(x, max(1, _HELD // len(centroids)))
+    return torch.cat([(rows @ centroids.T).argmax(1) for rows in parts])
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
     half = centroids.square().sum(1) / 2  # ‖x − c‖² = ‖x‖² − 2 (x·c − ‖c‖²/2)
-    return torch.cat([(rows @ centroids.T - half).argmax(1) for rows in torch.split(x, _ROWS)])
+    parts = torch.split(x, max(1, _HELD // len(centroids)))
+    return torch.cat([torch.addmm(-half, rows, centroids.T).argmax(1) for rows in parts])
 
 
 def _start(x: Tensor, clusters: int, seed: int, draw: int) -> Tensor:
@@ -27,10 +29,12 @@ def _start(x: Tensor, clusters: int, seed: int, draw: int) -> Tensor:
     return x[torch.from_numpy(start).to(x.device)]
 
 
-def _sums(x: Tensor, assignment: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+def sums(x: Tensor, assignment: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """(K, D) sums of the clusters' rows, and how many rows there are, (K, 1)."""
-    sums = x.new_zeros(clusters, x.shape[1]).index_add_(0, assignment, x)
-    return sums, torch.bincount(assignment, minlength=clusters)[:, None]
+    count = torch.bincount(assignment, minlength=clusters)
+    # Row after row: a GPU's index_add_ adds in any order, and no run could be repeated to the bit.
+    ordered = x[assignment.argsort(stable=True)]
+    return torch.segment_reduce(ordered, "sum", lengths=count), count[:, None]
 
 
 @torch.no_grad()
@@ -44,8 +48,8 @@ def spherical_kmeans(
     x = F.normalize(x, dim=1)
     centroids = _start(x, clusters, seed, draw)
     for _ in range(iterations):
-        sums, count = _sums(x, _assign(x, centroids), clusters)
-        centroids = torch.where(count > 0, F.normalize(sums, dim=1), centroids)
+        total, count = sums(x, _assign(x, centroids), clusters)
+        centroids = torch.where(count > 0, F.normalize(total, dim=1), centroids)
     return centroids, _assign(x, centroids)
 
 
@@ -59,6 +63,6 @@ def euclidean_kmeans(
     """
     centroids = _start(x, clusters, seed, draw)
     for _ in range(iterations):
-        sums, count = _sums(x, _nearest(x, centroids), clusters)
-        centroids = torch.where(count > 0, sums / count.clamp_min(1), centroids)
+        total, count = sums(x, _nearest(x, centroids), clusters)
+        centroids = torch.where(count > 0, total / count.clamp_min(1), centroids)
     return centroids, _nearest(x, centroids)

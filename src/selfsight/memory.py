@@ -62,10 +62,10 @@ class Bank(nn.Module):
         return bank
 
     def drawn(self, seed: int, step: int, count: int) -> Tensor:
-        """Rows of this step, with repetition, the same on all ranks. (count, *shape)"""
+        """(count,) numbers of rows for this step, with repetition, the same on all ranks."""
         at = torch.tensor(step, device=self.rows.device)
-        words = philox.integers(seed, at, Purpose.NEGATIVES, count)
-        return self.rows[(words * len(self.rows)) >> 32]
+        words: Tensor = philox.integers(seed, at, Purpose.NEGATIVES, count)
+        return (words * len(self.rows)) >> 32
 
     @torch.no_grad()
     def write(self, index: Tensor, rows: Tensor) -> None:

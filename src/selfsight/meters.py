@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsight.losses import alignment, full_precision, uniformity
+from selfsight import losses
+from selfsight.losses import alignment, full_precision
 
 __all__ = [
     "alignment",
@@ -70,6 +71,11 @@ def correlation(z: Tensor) -> Tensor:
     total = torch.stack([(block.T @ columns).abs().sum() for block in blocks]).sum()
     mean: Tensor = (total - columns.square().sum()) / (alive * (alive - 1))
     return mean
+
+
+def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
+    """The loss of the same name; nan, not an error, of one row."""
+    return losses.uniformity(z, t) if len(z) > 1 else z.new_full((), torch.nan)
 
 
 @full_precision

@@ -309,11 +309,13 @@ def test_a_page_without_results():
 @pytest.mark.parametrize("entry", [*ENTRIES, *FAILURES], ids=lambda entry: entry.name)
 def test_every_entry_can_be_built(entry):
     encoder = entry.encoder if entry.encoder == "vit_32" else "test_resnet"
+    labels = np.arange(1000) % 10
     settings = Settings(
         method=entry.method, encoder=encoder, size=32, epochs=2, batch=16, seed=0, device="cpu",
         optimizer=entry.optimizer, lr=entry.lr, weight_decay=entry.weight_decay,
         warmup=entry.warmup, options=entry.options, view=entry.view,
     )  # fmt: skip
-    built = resolve(settings, Arrays("none", np.zeros((200, 32, 32, 3), np.uint8)))
-    assert {view.size for view in built.method.views} == {32}
-    assert sum(view.count for view in built.method.views) == (1 if entry.method == "mae" else 2)
+    built = resolve(settings, Arrays("none", np.zeros((1000, 32, 32, 3), np.uint8), labels))
+    # Nobody has small crops; a jigsaw is cut from a view that is a little larger.
+    assert all(32 <= view.size <= 40 for view in built.method.views)
+    assert sum(view.count for view in built.method.views) >= entry.views / 2

@@ -82,7 +82,7 @@ def test_it_installs_once(clone: Clone) -> None:
     code, said, log = clone.run("scripts/test", "-k", "x")
     assert (code, installs(log)) == (0, [".[dev]"])
     assert "installing into .venv (once, about 5 GB with PyTorch)…" in said
-    assert log[-1] == f"{clone.root}: python -m pytest -k x"
+    assert log[-1] == f"{clone.root}: python -m pytest -n 2 --dist loadfile -k x"
     code, said, log = clone.run("scripts/test")
     assert (code, installs(log), said) == (0, [], "running the tests\n")
     # What development needs includes what the demo needs, not the other way round.

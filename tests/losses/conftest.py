@@ -5,6 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from selfsight.losses import chunks
+
 
 class Largest(TorchDispatchMode):
     """Remembers the most numbers that any operation put out."""
@@ -29,3 +31,14 @@ def largest_tensor():
         return mode.numbers
 
     return measure
+
+
+@pytest.fixture
+def hold(monkeypatch):
+    """Sets how many logits are held at once, were it less than a row of them."""
+
+    def change(numbers):
+        monkeypatch.setattr(chunks, "_CHUNK", numbers)
+        monkeypatch.setattr(chunks, "_ROWS", 1)
+
+    return change

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import tensor
 
-from selfsight.losses import contrastive, info_nce, nt_xent, queue_nce
+from selfsight.losses import chunks, info_nce, nt_xent, queue_nce, uniformity
 
 PLAIN, CHUNKED = 1 << 60, 20  # logits held at once; 20 is two or three rows of those below
 
@@ -47,11 +47,11 @@ def value_and_gradient(loss, *inputs):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("n", [4, 7])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_chunks_change_nothing(monkeypatch, loss, n, dtype, tolerance):
+def test_chunks_change_nothing(hold, loss, n, dtype, tolerance):
     z = normal(n, 5, dtype=dtype), normal(n, 5, seed=1, dtype=dtype)
-    monkeypatch.setattr(contrastive, "_CHUNK", PLAIN)
+    hold(PLAIN)
     value, gradient = value_and_gradient(loss, *z)
-    monkeypatch.setattr(contrastive, "_CHUNK", CHUNKED)
+    hold(CHUNKED)
     chunked, chunked_gradient = value_and_gradient(loss, *z)
     torch.testing.assert_close(chunked, value, rtol=tolerance, atol=0)
     scale = gradient.abs().max().item()
@@ -60,16 +60,16 @@ def test_chunks_change_nothing(monkeypatch, loss, n, dtype, tolerance):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("held", [PLAIN, CHUNKED, 1])
-def test_gradients_by_finite_differences(monkeypatch, loss, held):
-    monkeypatch.setattr(contrastive, "_CHUNK", held)
+def test_gradients_by_finite_differences(hold, loss, held):
+    hold(held)
     z = normal(5, 4).requires_grad_(), normal(5, 4, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(loss, z)
 
 
 @pytest.mark.parametrize("held", [PLAIN, CHUNKED])
 @pytest.mark.parametrize("temperature", [0.004, 0.07, 100.0])
-def test_extremes_stay_finite_and_right_in_float32(monkeypatch, held, temperature):
-    monkeypatch.setattr(contrastive, "_CHUNK", held)
+def test_extremes_stay_finite_and_right_in_float32(hold, held, temperature):
+    hold(held)
     z = 1e15 * normal(6, 5, dtype=torch.float32), normal(6, 5, seed=1, dtype=torch.float32)
     for loss in (nt_xent, lambda a, b, t: queue_nce(a, b, b.flip(1), t)):
         value, gradient = value_and_gradient(lambda a, b, f=loss: f(a, b, temperature), *z)
@@ -81,8 +81,8 @@ def test_extremes_stay_finite_and_right_in_float32(monkeypatch, held, temperatur
 
 
 @pytest.mark.parametrize("held", [PLAIN, CHUNKED])
-def test_limits(monkeypatch, held):
-    monkeypatch.setattr(contrastive, "_CHUNK", held)
+def test_limits(hold, held):
+    hold(held)
     same = torch.ones(8, 4)
     assert nt_xent(same, same).item() == pytest.approx(math.log(2 * 8 - 1), rel=1e-6)
     queue = torch.ones(11, 4)
@@ -90,8 +90,8 @@ def test_limits(monkeypatch, held):
 
 
 @pytest.mark.parametrize("held", [PLAIN, 1])
-def test_queue_nce_by_hand(monkeypatch, held):
-    monkeypatch.setattr(contrastive, "_CHUNK", held)
+def test_queue_nce_by_hand(hold, held):
+    hold(held)
     q, k = tensor([[2.0, 0.0], [0.0, 3.0]]), tensor([[5.0, 0.0], [0.0, 1.0]])
     queue = tensor([[0.0, 1.0], [-4.0, 0.0]])
     # The first query sees its key at 1 and the queue at 0 and −1, the second at 1 and 0.
@@ -107,8 +107,8 @@ def test_queue_nce_is_info_nce_of_one_query_and_all_its_candidates():
 
 
 @pytest.mark.parametrize("held", [PLAIN, CHUNKED])
-def test_the_gradient_reaches_what_asks_for_it(monkeypatch, held):
-    monkeypatch.setattr(contrastive, "_CHUNK", held)
+def test_the_gradient_reaches_what_asks_for_it(hold, held):
+    hold(held)
     q, k, queue = normal(6, 5).requires_grad_(), normal(6, 5, seed=1), normal(9, 5, seed=2)
     (alone,) = torch.autograd.grad(queue_nce(q, k, queue), q)
     everything = [x.detach().clone().requires_grad_() for x in (q, k, queue)]
@@ -117,7 +117,7 @@ def test_the_gradient_reaches_what_asks_for_it(monkeypatch, held):
     assert all(g.abs().max() > 0 for g in gradients)
 
 
-def test_no_tensor_is_as_large_as_all_logits(monkeypatch, largest_tensor):
+def test_no_tensor_is_as_large_as_all_logits(hold, largest_tensor):
     n, d, k, held = 128, 8, 1024, 2048
     z1, z2 = normal(n, d).requires_grad_(), normal(n, d, seed=1).requires_grad_()
     queue = normal(k, d, seed=2).requires_grad_()
@@ -126,20 +126,30 @@ def test_no_tensor_is_as_large_as_all_logits(monkeypatch, largest_tensor):
         pairs = largest_tensor(lambda: nt_xent(z1, z2).backward())
         return pairs, largest_tensor(lambda: queue_nce(z1, z2, queue).backward())
 
-    monkeypatch.setattr(contrastive, "_CHUNK", held)
+    hold(held)
     # A queue's chunk has a column more, and its normalised rows are held.
     pairs, queued = sizes()
     assert pairs <= held
     assert queued <= max(held // k * (k + 1), k * d)
-    monkeypatch.setattr(contrastive, "_CHUNK", PLAIN)
+    hold(PLAIN)
     pairs, queued = sizes()
     assert pairs >= (2 * n) ** 2
     assert queued >= n * k
 
 
+def test_however_many_the_candidates_32_anchors_are_met_at_once(monkeypatch, largest_tensor):
+    n, d, m = 100, 4, 512
+    a, c = normal(n, d).requires_grad_(), normal(m, d, seed=1)
+    monkeypatch.setattr(chunks, "_CHUNK", m - 1)
+    assert [chunks.at_once(width) for width in (1, 7, m, 50 * m)] == [m - 1, 73, 32, 32]
+    at = torch.arange(n)
+    assert largest_tensor(lambda: info_nce(a, c, at).backward()) == 32 * m
+    assert largest_tensor(lambda: uniformity(torch.cat([a] * 4), 2.0).backward()) == 32 * 4 * n
+
+
 @pytest.mark.parametrize("held", [PLAIN, CHUNKED])
-def test_half_precision_is_lifted(monkeypatch, held):
-    monkeypatch.setattr(contrastive, "_CHUNK", held)
+def test_half_precision_is_lifted(hold, held):
+    hold(held)
     q, k, queue = (normal(6, 5, seed=s).bfloat16().requires_grad_() for s in range(3))
     with torch.autocast("cpu", torch.bfloat16):
         loss = queue_nce(q, k, queue)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import tensor
 
-from selfsight.losses import alignment, chunks, info_nce, relation_consistency, uniformity
+from selfsight.errors import ConfigError
+from selfsight.losses import alignment, info_nce, relation_consistency, uniformity
 
 PLAIN, CHUNKED = 1 << 60, 20  # logits held at once; 20 is one to three rows of those below
 
@@ -42,11 +43,11 @@ def value_and_gradient(loss, *inputs):
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("n", [4, 7])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-def test_chunks_change_nothing(monkeypatch, loss, n, dtype, tolerance):
+def test_chunks_change_nothing(hold, loss, n, dtype, tolerance):
     z = normal(n, 5, dtype=dtype), normal(9, 5, seed=1, dtype=dtype)
-    monkeypatch.setattr(chunks, "_CHUNK", PLAIN)
+    hold(PLAIN)
     value, gradient = value_and_gradient(loss, *z)
-    monkeypatch.setattr(chunks, "_CHUNK", CHUNKED)
+    hold(CHUNKED)
     chunked, chunked_gradient = value_and_gradient(loss, *z)
     torch.testing.assert_close(chunked, value, rtol=tolerance, atol=0)
     scale = gradient.abs().max().item()
@@ -55,8 +56,8 @@ def test_chunks_change_nothing(monkeypatch, loss, n, dtype, tolerance):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("held", [PLAIN, CHUNKED])
-def test_gradients_by_finite_differences(monkeypatch, loss, held):
-    monkeypatch.setattr(chunks, "_CHUNK", held)
+def test_gradients_by_finite_differences(hold, loss, held):
+    hold(held)
     assert torch.autograd.gradcheck(
         loss, (normal(5, 4).requires_grad_(), normal(9, 4, seed=1).requires_grad_())
     )
@@ -68,16 +69,16 @@ def test_alignment_by_finite_differences(alpha):
     assert torch.autograd.gradcheck(lambda a, b: alignment(a, b, alpha), z)
 
 
-def test_no_tensor_is_as_large_as_all_pairs(monkeypatch, largest_tensor):
+def test_no_tensor_is_as_large_as_all_pairs(hold, largest_tensor):
     n, d, k, held = 256, 8, 512, 4096
     z, others = normal(n, d).requires_grad_(), normal(k, d, seed=1)
 
     def sizes():
         return [largest_tensor(lambda f=f: f(z, others).backward()) for f in LOSSES]
 
-    monkeypatch.setattr(chunks, "_CHUNK", held)
+    hold(held)
     assert max(sizes()) <= held
-    monkeypatch.setattr(chunks, "_CHUNK", PLAIN)
+    hold(PLAIN)
     assert min(sizes()) >= n * n
 
 
@@ -115,6 +116,14 @@ def test_uniformity_is_the_mean_over_distinct_pairs(t):
     crossed = torch.cdist(F.normalize(z), F.normalize(others)).square().flatten()
     both = (-t * torch.cat([pairs, crossed])).exp().mean().log()
     torch.testing.assert_close(uniformity(z, t, others), both)
+
+
+def test_the_uniformity_of_one_image_is_refused_unless_others_are_there():
+    z, others = normal(1, 5), normal(4, 5, seed=1)
+    with pytest.raises(ConfigError, match=r"use a --batch of 2 images or more"):
+        uniformity(z)
+    apart = torch.cdist(F.normalize(z), F.normalize(others)).square()
+    torch.testing.assert_close(uniformity(z, 3.0, others), (-3 * apart).exp().mean().log())
 
 
 def test_uniformity_between_collapse_and_the_sphere():
@@ -179,8 +188,8 @@ def test_low_temperatures_stay_finite_and_right_in_float32():
 
 
 @pytest.mark.parametrize("held", [PLAIN, CHUNKED])
-def test_half_precision_is_lifted(monkeypatch, held):
-    monkeypatch.setattr(chunks, "_CHUNK", held)
+def test_half_precision_is_lifted(hold, held):
+    hold(held)
     z, others = (normal(6, 5, seed=s).bfloat16().requires_grad_() for s in range(2))
     for loss in LOSSES:
         with torch.autocast("cpu", torch.bfloat16):

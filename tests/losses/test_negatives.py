@@ -9,7 +9,6 @@ from torch import tensor
 
 from selfsight.errors import ConfigError
 from selfsight.losses import (
-    chunks,
     cosine,
     coupling,
     debiased_nce,
@@ -252,17 +251,17 @@ LOSSES = [
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("held", [PLAIN, CHUNKED])
-def test_gradients_by_finite_differences(monkeypatch, loss, held):
-    monkeypatch.setattr(chunks, "_CHUNK", held)
+def test_gradients_by_finite_differences(hold, loss, held):
+    hold(held)
     z = [x.requires_grad_() for x in pair()]
     assert torch.autograd.gradcheck(lambda a, b: loss(*sides(a, b)), z)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_chunks_change_nothing(monkeypatch, loss):
+def test_chunks_change_nothing(hold, loss):
     found = []
     for held in (PLAIN, CHUNKED):
-        monkeypatch.setattr(chunks, "_CHUNK", held)
+        hold(held)
         z = [x.requires_grad_() for x in pair(7)]
         value = loss(*sides(*z))
         found.append([value, *torch.autograd.grad(value, z)])
@@ -271,12 +270,12 @@ def test_chunks_change_nothing(monkeypatch, loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_no_tensor_is_as_large_as_all_logits(monkeypatch, largest_tensor, loss):
+def test_no_tensor_is_as_large_as_all_logits(hold, largest_tensor, loss):
     n, held = 128, 2048
     z = [x.requires_grad_() for x in pair(n, 6)]
     largest = largest_tensor(lambda: loss(*sides(*z)).backward())
     assert largest >= (2 * n) ** 2
-    monkeypatch.setattr(chunks, "_CHUNK", held)
+    hold(held)
     assert largest_tensor(lambda: loss(*sides(*z)).backward()) <= 2 * held
 
 
@@ -289,6 +288,23 @@ def test_collapsed():
         (simple_contrast, 0.0),
     ]:
         assert loss(*sides(*z)).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_unequal_numbers_of_negatives_are_counted():
+    """Without weights the mean is over each anchor's own number of negatives."""
+    anchors, positives, candidates, own, owners = sides(*pair(6))
+    classes = tensor([0, 7, 0, 3, 0, 7])
+    own, owners = classes[own], classes[owners]
+    options = {"temperature": 0.5, "tau_plus": 0.0}
+    loss = debiased_nce(anchors, positives, candidates, own, owners, **options)
+    a, c = F.normalize(anchors, dim=1), F.normalize(candidates, dim=1)
+    expected = []
+    for x, positive, mine in zip(a, positives, own, strict=True):
+        s = (c[owners != mine] @ x / 0.5).exp()
+        assert len(s) == {0: 6, 7: 8, 3: 10}[int(mine)]
+        pull = (F.normalize(positive, dim=0) @ x / 0.5).exp()
+        expected.append((1 + 10 * s.mean() / pull).log())
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
 
 
 def test_a_batch_of_one_class_has_the_floor_and_no_pull_but_of_the_positive():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import tensor
 
-from selfsight.losses import chunks, nt_xent, supcon
+from selfsight.losses import nt_xent, supcon
 
 LABELS = tensor([0, 1, 0, 2, 1, 0, 3])  # 2 and 3 are alone
 plain = partial(supcon, temperature=0.3, base_temperature=0.3)
@@ -77,23 +77,23 @@ def test_who_is_alone_counts_as_nothing(loss):
 
 @each
 @pytest.mark.parametrize("held", [1 << 60, 16, 1])
-def test_chunks_change_nothing(monkeypatch, loss, held):
+def test_chunks_change_nothing(hold, loss, held):
     z = normal(7, 5).requires_grad_()
     anchors = tensor([5, 0, 3, 4])
     expected = loss(z, LABELS, anchors)
     (gradient,) = torch.autograd.grad(expected, z)
-    monkeypatch.setattr(chunks, "_CHUNK", held)
+    hold(held)
     value = loss(z, LABELS, anchors)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(torch.autograd.grad(value, z)[0], gradient)
     assert torch.autograd.gradcheck(lambda x: loss(x, LABELS), z)
 
 
-def test_no_tensor_is_as_large_as_all_logits(monkeypatch, largest_tensor):
+def test_no_tensor_is_as_large_as_all_logits(hold, largest_tensor):
     n = 256
     z, labels = normal(n, 8).requires_grad_(), torch.arange(n) % 10
     assert largest_tensor(lambda: plain(z, labels).backward()) == n * n
-    monkeypatch.setattr(chunks, "_CHUNK", 16 * n)
+    hold(16 * n)
     assert largest_tensor(lambda: plain(z, labels).backward()) == 16 * n
 
 

@@ -23,16 +23,16 @@ SMALL = {
     "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "multi_crop": 2, "freeze": 0.5},
     "directclr": {"dim": 8},
     "directpred": {"hidden": 16, "dim": 8, "momentum": 0.9},
-    "fastsiam": {"crops": 3, "hidden": 16, "dim": 32, "bottleneck": 8},
+    "fastsiam": {"views": 3, "hidden": 16, "dim": 24, "bottleneck": 8},
     "feature_transformation": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
-    "cmc": {"negatives": 8, "dim": 8},
+    "cmc": {"loss": "nce", "negatives": 8, "dim": 8},
     "infomin": {"queue": 24, "hidden": 16, "dim": 8, "norm_groups": 4, "momentum": 0.9},
-    "instdisc": {"negatives": 8, "dim": 8},
+    "instdisc": {"loss": "nce", "negatives": 8, "dim": 8},
     "hcl": {"hidden": 16, "dim": 8},
     "mae": {"depth": 1, "width": 16, "heads": 2},
-    "pirl": {"negatives": 8, "dim": 8},
+    "pirl": {"loss": "nce", "negatives": 8, "dim": 8},
     "mochi": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9, "hardest": 8,
-              "mixed_pairs": 6, "mixed_queries": 4, "warmup_epochs": 0},
+              "mixed_pairs": 6, "mixed_queries": 4, "warmup_share": 0.0},
     "moco_align_uniform": {"queue": 24, "hidden": 16, "dim": 8, "norm_groups": 4, "momentum": 0.9},
     "moco_v1": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
     "moco_v2": {"queue": 24, "dim": 8, "norm_groups": 4, "momentum": 0.9},
@@ -42,7 +42,7 @@ SMALL = {
     "ressl": {"queue": 24, "hidden": 16, "dim": 8, "norm_groups": 4, "momentum": 0.9,
               "multi_crop": 2},
     "pcl": {"queue": 24, "clusters": 6, "granularities": 2, "negatives": 4, "iterations": 5,
-            "warmup_epochs": 0, "dim": 8, "norm_groups": 4, "momentum": 0.9},
+            "warmup_share": 0.0, "dim": 8, "norm_groups": 4, "momentum": 0.9},
     "pic": {"dim": 8},
     "simclr": {"dim": 8},
     "simple_contrastive": {"dim": 8},
@@ -90,7 +90,7 @@ RANKED = {name: (name, {}) for name in SMALL} | {
     "ring-crops": ("ring", {"symmetric": True, "multi_crop": 2}),
     "nnclr-multi_crop": ("nnclr", {"multi_crop": 2}),
     "pic-crops": ("pic", {"multi_crop": 2}),
-    "pcl-crops": ("pcl", {"multi_crop": 2, "warmup_epochs": 1}),
+    "pcl-crops": ("pcl", {"multi_crop": 2, "warmup_share": 0.5}),
     "simclr-other": ("simclr", {"other": "test_resnet", "multi_crop": 1}),
     "simple_contrastive-hard": ("simple_contrastive", {"hardest": 0.3}),
     "simple_contrastive-hard_contrastive": (
@@ -100,6 +100,11 @@ RANKED = {name: (name, {}) for name in SMALL} | {
     "supcon-first": ("supcon", {"anchors": "first", "inside": True, "multi_crop": 1}),
     "vicreg-momentum": ("vicreg", {"momentum": 0.9, "predictor": True}),
 }
+# Of these also four at once: each way in which ranks tell each other something.
+AMONG_FOUR = [
+    *("adco", "barlow_twins", "dcl-weighted", "deepcluster_v2", "dino", "directpred-paper"),
+    *("instdisc", "mae", "moco_v2-symmetric", "pcl", "simclr", "swav", "vicreg"),
+]
 NEEDS_TOKENS = {"mae"}
 BATCH, SAMPLES, SIZE, CLASSES = 16, 48, 64, 4
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from cases import NEEDS_TOKENS, RANKED, as_type, clock, engine, loader, make, sweep
+from cases import AMONG_FOUR, NEEDS_TOKENS, RANKED, as_type, clock, engine, loader, make, sweep
 from safetensors.torch import save_file
 
 from selfsight.distributed import gather, process_group, rank, world
@@ -39,7 +39,8 @@ def trained(name, options):
 def main(folder):
     torch.set_num_threads(1)
     with process_group(torch.device("cpu")):
-        for case, (name, options) in RANKED.items():
+        for case in AMONG_FOUR if world() == 4 else RANKED:
+            name, options = RANKED[case]
             state = trained(name, options)
             if rank() == 0:
                 save_file(state, folder / f"{case}-{world()}.safetensors")

@@ -2,19 +2,13 @@
 
 import copy
 import math
-import os
-import socket
-import subprocess
-import sys
 import types
 import typing
-from pathlib import Path
 
 import pytest
 import torch
 from cases import (
     NEEDS_TOKENS,
-    RANKED,
     SHARED,
     SMALL,
     batch,
@@ -25,7 +19,6 @@ from cases import (
     sweep,
     train,
 )
-from safetensors.torch import load_file
 
 from selfsight import methods
 from selfsight.errors import ConfigError
@@ -33,7 +26,6 @@ from selfsight.methods.base import Output
 from selfsight.train.checkpoint import optimizer_tensors, restore_optimizer
 
 CASES = [(name, encoder) for name in methods.METHODS for encoder in encoders(name)]
-HERE = Path(__file__).parent
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 each = pytest.mark.parametrize(("name", "encoder"), CASES)
@@ -251,45 +243,3 @@ def test_whether_the_second_view_changes_the_first_projection(name):
     data.views[1] = data.views[1].flip(0) * 2
     other = method(data, clock(0)).projections[0]
     assert torch.equal(z, other) is not SHARED[name]
-
-
-def launch(folder, world):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    path = {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, HERE / "ranks.py", folder],
-            env={**os.environ, **group, **path, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    for world in (1, 2, 4):
-        launch(folder, world)
-    return folder
-
-
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("case", RANKED)
-def test_ranks_do_not_change_the_result(folder, case, world):
-    """Some steps in float64 with distinct data per rank."""
-    alone = load_file(folder / f"{case}-1.safetensors")
-    together = load_file(folder / f"{case}-{world}.safetensors")
-    assert alone.keys() == together.keys()
-    for key, value in alone.items():
-        if not value.numel():
-            continue
-        difference = (value.double() - together[key].double()).norm(torch.inf)
-        assert difference <= 1e-9 * value.double().norm(torch.inf) + 1e-15, key

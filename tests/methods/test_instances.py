@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from cases import SAMPLES, batch, clock, make, sweep
 
-from selfsight import philox
+from selfsight import kmeans, philox
 from selfsight.clusters import Clusters, concentrations
+from selfsight.encoders import create_encoder
 from selfsight.errors import ConfigError
 from selfsight.heads import row_context
-from selfsight.kmeans import euclidean_kmeans
+from selfsight.kmeans import euclidean_kmeans, spherical_kmeans, sums
 from selfsight.losses import info_nce, proto_nce, queue_nce
 from selfsight.methods import cpc_v2
+from selfsight.methods.pcl import PCL
 from selfsight.patches import grid
 from selfsight.philox import Purpose
 
@@ -88,6 +90,23 @@ def test_euclidean_kmeans_goes_by_distance_not_by_angle():
     for draw in range(5):
         own = euclidean_kmeans(x, 2, iterations=5, draw=draw)[1].tolist()
         assert own[0] == own[1] != own[2] == own[3]
+
+
+@pytest.mark.parametrize("method", [euclidean_kmeans, spherical_kmeans])
+def test_kmeans_holds_few_similarities_at_once(monkeypatch, method):
+    x, split, parts = normal(300, 4), torch.split, []
+    expected = method(x, 20, iterations=4)
+    monkeypatch.setattr(torch, "split", lambda x, n: parts.extend(split(x, n)) or split(x, n))
+    monkeypatch.setattr(kmeans, "_HELD", 1999)
+    torch.testing.assert_close(method(x, 20, iterations=4), expected)
+    assert [len(part) for part in parts] == [99, 99, 99, 3] * 5
+
+
+def test_the_sums_of_clusters():
+    x, own = normal(9, 3), torch.tensor([4, 0, 4, 4, 2, 0, 4, 2, 4])
+    total, count = sums(x, own, 6)
+    assert count[:, 0].tolist() == [2, 0, 2, 0, 5, 0]
+    torch.testing.assert_close(total, torch.stack([x[own == k].sum(0) for k in range(6)]))
 
 
 def test_concentrations_by_hand():
@@ -168,15 +187,29 @@ def test_clusters_are_told_apart_by_their_place():
 
 
 def test_the_contrast_is_with_the_batchs_prototypes_and_with_nobodys():
-    made, index, q = clusters([8]), torch.tensor([3, 11, 5]), normal(3, 6, seed=1)
+    made, q = clusters([8]), normal(3, 6, seed=1)
+    index = torch.tensor([3, 11, made.assignment[0].tolist().index(0)])
     own = made.assignment[0, index]
-    order = torch.from_numpy(philox.permutation(7, 2, Purpose.NEGATIVES, 8)).tolist()
+    assert len(own.unique()) == 3
+    order = philox.integers(7, 2, Purpose.NEGATIVES, 8).argsort().tolist()
     free = [k for k in order if k not in own.tolist()]
+    assert len(free) == 5
     for negatives in (0, 2, 100):
         chosen = torch.tensor([*own.tolist(), *free[:negatives]])
         logits = F.normalize(q, dim=1) @ made.prototypes[chosen].T / made.phi[chosen]
         expected = F.cross_entropy(logits, torch.arange(3))
         torch.testing.assert_close(made.contrast(q, index, negatives, 7, 2), expected)
+
+
+def test_a_prototype_that_images_share_is_a_negative_of_neither():
+    made, index, q = clusters([4]), torch.tensor([0, 1, 7, 10, 2]), normal(5, 6, seed=1)
+    own = made.assignment[0, index]
+    assert own.tolist() == [3, 3, 0, 0, 1]
+    logits = F.normalize(q, dim=1) @ made.prototypes.T / made.phi
+    torch.testing.assert_close(made.contrast(q, index, 4, 0, 0), F.cross_entropy(logits, own))
+    # Of four images that share two prototypes each has one negative.
+    two = logits[:4, [0, 3]], torch.tensor([1, 1, 0, 0])
+    torch.testing.assert_close(made.contrast(q[:4], index[:4], 0, 0, 0), F.cross_entropy(*two))
 
 
 def test_the_contrast_is_the_mean_over_clusterings_and_over_views():
@@ -201,7 +234,7 @@ def forbidden(*_):
 
 
 def test_pcl_is_moco_while_it_warms_up():
-    method = make("pcl", "test_resnet", warmup_epochs=1)
+    method = make("pcl", "test_resnet", warmup_share=0.5)
     method.prepare(clock(0), forbidden)
     out = method(batch(method), clock(0))
     torch.testing.assert_close(out.loss, queue_nce(*out.projections, method.queue.rows, 0.2))
@@ -209,7 +242,7 @@ def test_pcl_is_moco_while_it_warms_up():
 
 
 def test_pcl_clusters_at_the_start_of_every_epoch_after_the_warm_up():
-    method = make("pcl", "test_resnet", warmup_epochs=1)
+    method = make("pcl", "test_resnet", warmup_share=0.3)
     for step in (0, 1, 2, 4, 5):
         method.prepare(clock(step), forbidden)
     for step in (3, 6):
@@ -246,7 +279,7 @@ def test_pcls_clusters_are_the_slow_encoders():
 
 
 def test_pcls_small_crops_are_queries():
-    method = make("pcl", "test_resnet", warmup_epochs=1, multi_crop=2)
+    method = make("pcl", "test_resnet", warmup_share=0.5, multi_crop=2)
     data = batch(method)
     out = method(data, clock(0))
     k = out.projections[1]
@@ -255,6 +288,27 @@ def test_pcls_small_crops_are_queries():
         q = method.projector(method.encoder(data.views[view]))
         losses.append(queue_nce(q, k, method.queue.rows, 0.2))
     torch.testing.assert_close(out.loss, torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize(("samples", "granularities", "sizes"), [
+    (1281167, 3, (25000, 50000, 100000)), (600, 3, (12, 24, 48)), (600, 1, (50,)),
+    (9, 2, (2, 4)),
+])  # fmt: skip
+def test_pcls_clusters_fit_the_data_set(samples, granularities, sizes):
+    encoder = create_encoder("test_resnet", size=64)
+    with torch.device("meta"):
+        method = PCL(encoder, samples=samples, queue=8, granularities=granularities, dim=4)
+    assert method.clusters.sizes == sizes
+
+
+def test_pcls_defaults_contrast_what_there_is():
+    defaults = {"clusters": None, "granularities": 3, "negatives": 16384}
+    method = make("pcl", "test_resnet", **defaults)
+    method.prepare(clock(0), sweep(method, clock(0)))
+    assert method.clusters.sizes == (2, 4, 8)
+    assert method(batch(method), clock(0)).loss.isfinite()
+    with pytest.raises(ConfigError, match=r"64 clusters of 48 images; lower .*granularities"):
+        make("pcl", "test_resnet", **{**defaults, "granularities": 6})
 
 
 def test_pcl_refuses_more_clusters_than_images():

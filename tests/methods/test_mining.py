@@ -1,4 +1,4 @@
-"""Methods that choose, move, mix or learn MoCo's negatives, and their losses."""
+"""Methods that choose, move, mix or learn MoCo's negatives."""
 
 import math
 
@@ -12,17 +12,17 @@ from torch import tensor
 from selfsight import philox
 from selfsight.errors import ConfigError
 from selfsight.losses import (
-    hard_mixes,
+    extrapolated,
     info_nce,
+    interpolated,
     mixed_nce,
     queue_nce,
     ring_nce,
+    score_moments,
     score_nce,
-    transformed_scores,
 )
 from selfsight.philox import Purpose
 
-MIXES = {"hardest": 3, "pairs": 4, "queries": 2}
 METHODS = ["adco", "feature_transformation", "mochi", "ring"]
 
 
@@ -31,185 +31,9 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
 
 
-def rows(dtype=torch.float64):
-    """q, k and a queue of 7."""
-    return tuple(normal(n, 5, seed=seed, dtype=dtype) for seed, n in enumerate((4, 4, 7)))
-
-
-def uniforms(n, mixes=MIXES):
-    draw = torch.Generator().manual_seed(3)
-    return torch.rand(n, 3 * mixes["pairs"] + 2 * mixes["queries"], generator=draw)
-
-
-def ring(q, k, queue, temperature=0.2):
-    return ring_nce(q, k, queue, temperature, 0.3, 0.8)
-
-
-def mixed(q, k, queue, temperature=0.2):
-    return mixed_nce(q, k, queue, uniforms(len(q)), temperature, **MIXES)
-
-
-def transformed(q, k, queue, temperature=0.2):
-    partners = torch.arange(len(queue)).flip(0)
-    scores = transformed_scores(
-        q, k, queue, extrapolation=tensor([1.4]), interpolation=tensor([0.3]), partners=partners
-    )
-    return score_nce(*scores, temperature)
-
-
-LOSSES = [ring, mixed, transformed]
-
-
 def circle(*degrees):
     angle = torch.deg2rad(tensor(degrees, dtype=torch.float64))
     return torch.stack([angle.cos(), angle.sin()], 1)
-
-
-def value_and_gradient(loss, q):
-    q = q.clone().requires_grad_()
-    value = loss(q)
-    return value.detach(), torch.autograd.grad(value, q)[0]
-
-
-def test_scores_by_hand():
-    loss = score_nce(tensor([[0.5]]), tensor([[0.1, -0.3]]), 0.5)
-    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.8) + math.exp(-1.6)))
-
-
-def test_a_ring_by_hand():
-    """Of eight negatives the four nearest, less the nearest of these: those at 40, 60 and 80."""
-    q, k = 3 * circle(0), circle(30)
-    queue = circle(100, 20, 120, 40, 140, 60, 160, 80)
-    loss = ring_nce(q, k, queue, 0.5, 0.25, 0.5)
-    cosine = [math.cos(math.radians(a)) / 0.5 for a in (30, 40, 60, 80)]
-    expected = math.log(sum(map(math.exp, cosine))) - cosine[0]
-    assert loss.item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(("outer", "kept"), [(0.01, 10), (1.0, 90)])
-def test_a_ring_keeps_one_negative(outer, kept):
-    q, k, queue = circle(0), circle(30), circle(10, 50, 90)
-    expected = queue_nce(q, k, circle(kept), 0.5)
-    torch.testing.assert_close(ring_nce(q, k, queue, 0.5, 1.0, outer), expected)
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda q, k, queue, t: ring_nce(q, k, queue, t, 0.0, 1.0),
-        lambda q, k, queue, t: mixed_nce(q, k, queue, torch.zeros(len(q), 0), t, hardest=3,
-                                         pairs=0, queries=0),
-        lambda q, k, queue, t: score_nce(*transformed_scores(q, k, queue), t),
-        lambda q, k, queue, t: score_nce(
-            *transformed_scores(q, k, queue, extrapolation=tensor(1.0),
-                                interpolation=tensor(1.0), partners=torch.arange(6, -1, -1)), t),
-    ],
-    ids=["ring", "mochi", "untransformed", "unmoved"],
-)  # fmt: skip
-def test_the_losses_reduce_to_mocos(loss):
-    q, k, queue = rows()
-    value, gradient = value_and_gradient(lambda q: loss(q, k, queue, 0.1), q)
-    expected, slope = value_and_gradient(lambda q: queue_nce(q, k, queue, 0.1), q)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradient, slope)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("temperature", [0.004, 100.0])
-def test_extremes_stay_finite_and_right_in_float32(loss, temperature):
-    q, k, queue = rows(torch.float32)
-    value, gradient = value_and_gradient(lambda q: loss(q, k, queue, temperature), 1e15 * q)
-    exact = loss(*(x.double() for x in (q, k, queue)), temperature)
-    assert gradient.isfinite().all()
-    bound = 1e-6 * (1 + 1 / temperature)
-    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=4 * bound)
-
-
-@pytest.mark.parametrize("loss", [ring, transformed])
-def test_gradients_by_finite_differences(loss):
-    _, k, queue = rows()
-    assert torch.autograd.gradcheck(lambda q: loss(q, k, queue), normal(4, 5).requires_grad_())
-
-
-def test_half_precision_is_lifted():
-    q, k, queue = (x.bfloat16() for x in rows())
-    for loss in LOSSES:
-        assert loss(q, k, queue).dtype == torch.float32
-
-
-@pytest.mark.parametrize("extrapolation", [1.0, 1.3, 2.0])
-def test_extrapolated_scores_fall_as_the_paper_says(extrapolation):
-    q, k, queue = rows()
-    s, n = transformed_scores(q, k, queue)
-    far, moved = transformed_scores(q, k, queue, extrapolation=extrapolation)
-    lost = 2 * extrapolation * (1 - extrapolation) * (1 - s)
-    torch.testing.assert_close(far, s + lost)
-    assert (lost <= 0).all()
-    # The negatives meet the query that has moved, as in the official code.
-    m = F.normalize(k, dim=1) @ F.normalize(queue, dim=1).T
-    torch.testing.assert_close(moved, extrapolation * n + (1 - extrapolation) * m)
-
-
-def test_interpolated_negatives_lie_between_two_of_the_queue():
-    q, k, queue = rows()
-    partners = torch.arange(7).roll(2)
-    _, n = transformed_scores(q, k, queue)
-    s, between = transformed_scores(q, k, queue, interpolation=0.3, partners=partners)
-    torch.testing.assert_close(between, 0.3 * n + 0.7 * n[:, partners])
-    torch.testing.assert_close(s, F.cosine_similarity(q, k)[:, None])
-
-
-def test_each_dimension_may_have_its_own_transformation():
-    q, k, queue = circle(0), circle(90), circle(0, 90)
-    s, n = transformed_scores(
-        q, k, queue, extrapolation=tensor([[1.5, 2.0]]),
-        interpolation=tensor([[0.25, 1.0], [0.5, 0.0]]), partners=tensor([1, 0]),
-    )  # fmt: skip
-    # q′ = (1.5, −1), k′ = (−0.5, 2); n′ = (0.25, 0) and (0.5, 0)
-    torch.testing.assert_close(s, tensor([[-2.75]], dtype=torch.float64))
-    torch.testing.assert_close(n, tensor([[0.375, 0.75]], dtype=torch.float64))
-
-
-def test_mixes_by_hand():
-    q, queue = circle(0), circle(180, 30, 60)
-    # α, β/2 and picks: the nearest with the second nearest, the second nearest with q
-    draws = tensor([[0.75, 0.5, 0.0, 0.999, 0.5]])
-    mixes = hard_mixes(q, queue, draws, hardest=2, pairs=1, queries=1)
-    n1, n2 = circle(30)[0], circle(60)[0]
-    expected = torch.stack([0.75 * n1 + 0.25 * n2, 0.25 * q[0] + 0.75 * n2])
-    torch.testing.assert_close(mixes[0], F.normalize(expected, dim=1))
-
-
-def test_mixes_are_of_the_hardest_and_lean_to_them():
-    q, _, queue = (F.normalize(x, dim=1) for x in rows())
-    options = {"hardest": 2, "pairs": 200, "queries": 200}
-    mixes = hard_mixes(q, queue, uniforms(4, options), **options)
-    torch.testing.assert_close(mixes.norm(dim=2), torch.ones(4, 400, dtype=torch.float64))
-    for query, mix in zip(q, mixes, strict=True):
-        n = queue[(queue @ query).topk(2).indices]
-        basis = torch.linalg.lstsq(n.T, mix[:200].T).solution  # α and 1 − α, to scale
-        torch.testing.assert_close(n.T @ basis, mix[:200].T)
-        assert (basis > -1e-9).all()
-        towards = mix[200:]
-        assert ((towards @ n.T).amax(1) > towards @ query).all()
-        assert (towards @ query > (n @ query).amin()).all()
-
-
-def test_a_pick_rounded_up_stays_inside():
-    largest = tensor([[0.5, 0.5, *[1 - 2.0**-24] * 3]])
-    q, _, queue = (F.normalize(x, dim=1) for x in rows(torch.float32))
-    assert hard_mixes(q[:1], queue, largest, hardest=7, pairs=1, queries=1).isfinite().all()
-
-
-def test_mixes_count_as_further_rows_of_the_queue():
-    """Their gradient, too, is that of rows which are given."""
-    q, k, queue = (x[:1] if len(x) == 4 else x for x in rows())
-    unit = F.normalize(q, dim=1), F.normalize(queue, dim=1)
-    more = torch.cat([queue, hard_mixes(*unit, uniforms(1), **MIXES)[0]])
-    value, gradient = value_and_gradient(lambda q: mixed(q, k, queue), q)
-    expected, slope = value_and_gradient(lambda q: queue_nce(q, k, more, 0.2), q)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradient, slope)
 
 
 @pytest.mark.parametrize("alpha", [0.75, 1.6, 2.0, 5.0])
@@ -253,7 +77,7 @@ def test_without_their_own_part_they_are_moco(name, symmetric):
 
 
 def test_mochi_mixes_after_the_warm_up():
-    method = make("mochi", "test_resnet", warmup_epochs=1)
+    method = make("mochi", "test_resnet", warmup_share=0.5)
     data = batch(method)
     out = method(data, clock(2))
     q, k = out.projections
@@ -301,46 +125,42 @@ def test_feature_transformation_remembers_the_keys_as_they_were_and_shows_its_sc
     out = method(data, clock(0))
     q, k = out.projections
     torch.testing.assert_close(out.carry["k"], F.normalize(k, dim=1)[:, None])
-    law = method.transformation(data.key)
-    s, n = transformed_scores(q, k, method.queue.rows, **law)
-    torch.testing.assert_close(out.loss, score_nce(s, n, 0.2))
-    torch.testing.assert_close(out.metrics["positive_mean"], s.mean())
-    torch.testing.assert_close(out.metrics["positive_variance"], s.var(correction=0))
-    torch.testing.assert_close(out.metrics["negative_mean"], n.mean())
-    expected = (n - n.mean(1, keepdim=True)).square().mean()
-    torch.testing.assert_close(out.metrics["negative_variance"], expected)
+    lam, mu, partners = method.transformation(data.key)
+    moved = *extrapolated(q, k, lam), interpolated(method.queue.rows, mu, partners)
+    torch.testing.assert_close(out.loss, score_nce(*moved, 0.2))
+    assert out.metrics == score_moments(*moved)
 
 
 def test_feature_transformation_draws_once_for_a_step():
     method = make("feature_transformation", "test_resnet")
     laws = [method.transformation(batch(method, step=step).key) for step in (0, 1)]
-    for law in laws:
-        assert law["extrapolation"].numel() == law["interpolation"].numel() == 1
-        assert 1 <= law["extrapolation"] <= 2
-        assert 0 <= law["interpolation"] <= 1
-        assert sorted(law["partners"].tolist()) == list(range(24))
-    assert all(not torch.equal(laws[0][name], laws[1][name]) for name in laws[0])
-    assert laws[0]["extrapolation"] - 1 != laws[0]["interpolation"]
+    for lam, mu, partners in laws:
+        assert lam.numel() == mu.numel() == 1
+        assert 1 <= lam <= 2
+        assert 0 <= mu <= 1
+        assert lam - 1 != mu
+        assert sorted(partners.tolist()) == list(range(24))
+    assert not any(torch.equal(first, second) for first, second in zip(*laws, strict=True))
 
 
 def test_feature_transformation_draws_for_each_dimension():
     method = make("feature_transformation", "test_resnet", draw="dimension")
-    law = method.transformation(batch(method).key)
-    assert law["extrapolation"].shape == (BATCH, 8)
-    assert law["interpolation"].shape == (24, 8)
-    assert law["interpolation"].unique().numel() == 24 * 8
+    lam, mu, partners = method.transformation(batch(method).key)
+    assert lam.shape == (BATCH, 8)
+    assert mu.shape == (24, 8)
+    assert mu.unique().numel() == 24 * 8
     # The positives' draws belong to the samples, whoever holds them.
     second = method.transformation(batch(method, rank=1, world=2).key)
-    assert torch.equal(second["extrapolation"], law["extrapolation"][8:])
-    assert torch.equal(second["interpolation"], law["interpolation"])
+    for theirs, ours in zip(second, (lam[8:], mu, partners), strict=True):
+        assert torch.equal(theirs, ours)
 
 
-@pytest.mark.parametrize("on", ["extrapolation", "interpolation"])
-def test_feature_transformation_has_two_parts(on):
-    off = {"extrapolate", "interpolate"} - {on.replace("ion", "e")}
-    method = make("feature_transformation", "test_resnet", **dict.fromkeys(off))
-    found = set(method.transformation(batch(method).key))
-    assert found == ({on} if on == "extrapolation" else {on, "partners"})
+@pytest.mark.parametrize("off", ["extrapolate", "interpolate"])
+def test_feature_transformation_has_two_parts(off):
+    method = make("feature_transformation", "test_resnet", **{off: None})
+    lam, mu, _ = method.transformation(batch(method).key)
+    assert (lam == 1) == (off == "extrapolate")
+    assert (mu == 1) == (off == "interpolate")
 
 
 def test_adco_contrasts_with_the_batch_and_the_bank():
@@ -352,17 +172,27 @@ def test_adco_contrasts_with_the_batch_and_the_bank():
     torch.testing.assert_close(out.loss, F.cross_entropy(logits, torch.arange(BATCH)))
 
 
+def same(method):
+    query = torch.nn.Sequential(method.encoder, method.projector).parameters()
+    keys = method.teacher.parameters()
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(keys, query, strict=True))
+
+
 def test_adcos_bank_starts_as_the_first_keys():
     method = make("adco", "test_resnet")
     running, (first,) = train(method, 1)
     k = F.normalize(first.output.projections[1], dim=1)
     torch.testing.assert_close(method.bank.rows[:16], k)
+    assert not same(method)
     torch.testing.assert_close(method.bank.rows.norm(dim=1), torch.ones(24))
     train(method, 2, first=1, running=running)
     torch.testing.assert_close(method.bank.rows[16:], k[:8])
     assert not method.velocity.any()
     filled = method.bank.rows.clone()
+    # The key encoder starts anew from the query encoder, once.
+    assert same(method)
     train(method, 3, first=2, running=running)
+    assert not same(method)
     assert not torch.equal(method.bank.rows, filled)
 
 
@@ -376,7 +206,7 @@ def climbing(**options):
 
 
 def height(method, carry):
-    q, k = (carry[name].transpose(0, 1) for name in "qk")
+    q, k = carry["q"].movedim(0, 2), carry["k"].movedim(0, 1)
     return method.contrast(q, k, method.bank.rows, method.bank_temperature).item()
 
 
@@ -419,9 +249,9 @@ def test_adco_symmetric_is_the_mean_of_both_directions():
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(("symmetric", "losses"), [(False, 3), (True, 6)])
-def test_small_crops_are_queries(name, symmetric, losses, monkeypatch):
-    function = {"adco": "info_nce", "feature_transformation": "transformed_scores",
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_small_crops_are_queries(name, symmetric, monkeypatch):
+    function = {"adco": "info_nce", "feature_transformation": "extrapolated",
                 "mochi": "mixed_nce", "ring": "ring_nce"}[name]  # fmt: skip
     method = make(name, "test_resnet", multi_crop=2, symmetric=symmetric)
     original, seen = globals()[function], []
@@ -432,8 +262,8 @@ def test_small_crops_are_queries(name, symmetric, losses, monkeypatch):
 
     monkeypatch.setattr(f"selfsight.methods.{name}.{function}", counted)
     method(batch(method), clock(0))
-    assert len(seen) == losses
     keys = 2 if symmetric else 1
+    assert sum(len(q) for q, _ in seen) == keys * 3 * BATCH
     own = [k[:BATCH] for _, k in seen]
     assert len({tuple(k.flatten().tolist()) for k in own}) == keys
 

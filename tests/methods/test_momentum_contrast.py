@@ -12,7 +12,7 @@ from selfsight import philox
 from selfsight.encoders import create_encoder
 from selfsight.errors import ConfigError
 from selfsight.heads import sincos_positions
-from selfsight.losses import contrastive, queue_nce
+from selfsight.losses import chunks, queue_nce
 from selfsight.methods.moco_v1 import MoCoV1
 from selfsight.methods.moco_v3 import MoCoV3
 from selfsight.philox import Purpose
@@ -204,10 +204,12 @@ def test_the_same_loss_of_other_keys_for_each_mechanism():
         out = method(data, clock(0))
         q, k = (F.normalize(z, dim=1) for z in out.projections)
         if mechanism == "bank":
+            rows = method.instances.bank.rows
             drawn = philox.integers(data.key.seed, 0, Purpose.NEGATIVES, 24) * SAMPLES >> 32
-            torch.testing.assert_close(k, method.bank.rows[data.index])
-            logits = torch.cat([(q * k).sum(1, keepdim=True), q @ method.bank.rows[drawn].T], 1)
-            target = torch.zeros(16, dtype=torch.long)
+            among = sorted({*drawn.tolist(), *data.index.tolist()})
+            torch.testing.assert_close(k, rows[data.index])
+            logits = q @ rows[among].T
+            target = torch.tensor([among.index(i) for i in data.index.tolist()])
         elif mechanism == "queue":
             logits = torch.cat([(q * k).sum(1, keepdim=True), q @ method.queue.rows.T], 1)
             target = torch.zeros(16, dtype=torch.long)
@@ -253,26 +255,27 @@ def test_end_to_end_keys_are_dealt_to_groups_anew():
 
 def test_the_bank_keeps_each_images_last_query():
     method = make("moco_v1", "test_resnet", mechanism="bank")
-    before = method.bank.rows.clone()
+    before = method.instances.bank.rows.clone()
     torch.testing.assert_close(before.norm(dim=1), torch.ones(SAMPLES))
     data = batch(method)
     out = method(data, clock(0))
-    assert torch.equal(method.bank.rows, before)
+    assert torch.equal(method.instances.bank.rows, before)
     method.after_step(out.carry, clock(0))
     seen = data.index
-    torch.testing.assert_close(method.bank.rows[seen], F.normalize(out.projections[0], dim=1))
+    torch.testing.assert_close(
+        method.instances.bank.rows[seen], F.normalize(out.projections[0], dim=1)
+    )
     rest = torch.ones(SAMPLES, dtype=torch.bool).index_fill(0, seen, False)
-    assert torch.equal(method.bank.rows[rest], before[rest])
+    assert torch.equal(method.instances.bank.rows[rest], before[rest])
     assert [view.count for view in method.views] == [1]
 
 
 def test_the_banks_negatives_are_drawn_anew_in_each_step_from_all_rows():
-    bank = make("moco_v1", "test_resnet", mechanism="bank").bank
-    bank.rows.copy_(torch.arange(SAMPLES, dtype=torch.float32)[:, None].expand_as(bank.rows))
-    drawn = [bank.drawn(0, step, 4000)[:, 0] for step in (0, 0, 1)]
+    bank = make("moco_v1", "test_resnet", mechanism="bank").instances.bank
+    drawn = [bank.drawn(0, step, 4000) for step in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    counts = torch.bincount(drawn[0].long(), minlength=SAMPLES)
+    counts = torch.bincount(drawn[0], minlength=SAMPLES)
     assert len(counts) == SAMPLES
     assert (counts - 4000 / SAMPLES).abs().max() < 5 * math.sqrt(4000 / SAMPLES)
 
@@ -357,9 +360,8 @@ def test_the_bank_takes_small_crops_as_queries_of_the_images_row():
     assert len(data.views) == 3
     out = method(data, clock(0))
     q = [method.projector(method.encoder(x)) for x in data.views]
-    negatives = method.bank.drawn(data.key.seed, data.key.step, 24)
-    own = method.bank.rows[data.index]
-    losses = [queue_nce(q_i, own, negatives, 0.07) for q_i in q]
+    at = data.index, data.key.seed, data.key.step
+    losses = [method.instances(q_i, *at)[0] for q_i in q]
     torch.testing.assert_close(out.loss, torch.stack(losses).mean())
     torch.testing.assert_close(out.carry["k"], F.normalize(q[0], dim=1))
 
@@ -386,7 +388,8 @@ def test_heads(name, options, widths):
 
 @pytest.mark.parametrize("held", [1 << 21, 8])
 def test_queue_nce_leaves_out_a_row_of_the_queue(monkeypatch, held):
-    monkeypatch.setattr(contrastive, "_CHUNK", held)
+    monkeypatch.setattr(chunks, "_CHUNK", held)
+    monkeypatch.setattr(chunks, "_ROWS", 1)
     make_rows = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 5, 3, generator=make_rows, dtype=torch.float64).requires_grad_()
     loss = queue_nce(q, k, k, 0.5, torch.arange(5))

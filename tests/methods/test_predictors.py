@@ -229,7 +229,7 @@ def test_directpred_keeps_its_rate_and_decays_every_parameter():
 
 
 def test_fastsiam_with_two_views_is_simsiam():
-    fast, plain = make("fastsiam", "test_resnet", crops=2), make("simsiam", "test_resnet")
+    fast, plain = make("fastsiam", "test_resnet", views=2), make("simsiam", "test_resnet", dim=24)
     plain.load_state_dict(fast.state_dict())
     data = batch(fast)
     outs = [method(data, clock(0)) for method in (fast, plain)]
@@ -242,7 +242,7 @@ def test_fastsiam_with_two_views_is_simsiam():
 
 
 def test_fastsiams_target_is_the_mean_of_the_others():
-    method = make("fastsiam", "test_resnet", crops=3)
+    method = make("fastsiam", "test_resnet", views=3)
     out = method(batch(method), clock(0))
     z = out.projections
     p = [method.predictor(z_i) for z_i in z]

@@ -105,11 +105,8 @@ def test_a_lock_in_a_folder_that_vanished_is_an_error_of_storage(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root")
-def test_a_folder_that_is_read_only_is_an_error_of_storage(tmp_path):
+def test_a_folder_that_is_read_only_is_an_error_of_storage(public):
     """As another user, since root may write anywhere."""
-    os.chmod(tmp_path, 0o755)
-    for parent in [tmp_path, *tmp_path.parents][:3]:
-        os.chmod(parent, 0o755)
     code = (
         "import sys; from selfsight.errors import StorageError\n"
         "from selfsight.train.folder import RunFolder\n"
@@ -122,12 +119,12 @@ def test_a_folder_that_is_read_only_is_an_error_of_storage(tmp_path):
     )
     user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
     done = subprocess.run(
-        [*user, sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120
+        [*user, sys.executable, "-c", code, public], capture_output=True, text=True, timeout=120
     )
     assert done.stderr == ""
     first, second = done.stdout.splitlines()
-    assert first == f"74 cannot write in {tmp_path}: Permission denied"
-    assert second == f"74 cannot use --out {tmp_path}/new: Permission denied"
+    assert first == f"74 cannot write in {public}: Permission denied"
+    assert second == f"74 cannot use --out {public}/new: Permission denied"
 
 
 def test_a_second_process_is_turned_away_until_the_first_is_dead(tmp_path, photos):

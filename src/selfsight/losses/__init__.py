@@ -13,12 +13,13 @@ from selfsight.losses.distillation import negative_cosine, relation_consistency
 from selfsight.losses.hypersphere import alignment, uniformity
 from selfsight.losses.masked import patch_mse
 from selfsight.losses.mining import (
+    extrapolated,
     hard_mixes,
+    interpolated,
     mixed_nce,
     ring_nce,
     score_moments,
     score_nce,
-    transformed_scores,
 )
 from selfsight.losses.negatives import (
     cosine,
@@ -45,10 +46,12 @@ __all__ = [
     "covariance_penalty",
     "debiased_nce",
     "decoupled_nce",
+    "extrapolated",
     "full_precision",
     "hard_mixes",
     "hard_nce",
     "info_nce",
+    "interpolated",
     "mises_fisher",
     "mixed_nce",
     "negative_cosine",
@@ -64,7 +67,6 @@ __all__ = [
     "simple_contrast",
     "sinkhorn",
     "supcon",
-    "transformed_scores",
     "uniformity",
     "variance_hinge",
     "variation",

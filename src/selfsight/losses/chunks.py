@@ -6,10 +6,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["in_chunks"]
+__all__ = ["at_once", "in_chunks"]
 
-# Logits held at once: 8 MiB in float32.
+# Logits held at once: 8 MiB in float32, which stay in a CPU's last cache.
 _CHUNK = 1 << 21
+# Fewer rows than this make a product of matrices slow: with very many candidates more is held.
+_ROWS = 32
+
+
+def at_once(width: int) -> int:
+    """How many rows of so many logits are held at once."""
+    return max(_ROWS, _CHUNK // width)
 
 
 def in_chunks(function: Callable[..., Tensor], *rows: Tensor, width: int) -> Tensor:
@@ -18,7 +25,7 @@ def in_chunks(function: Callable[..., Tensor], *rows: Tensor, width: int) -> Ten
     width: logits that a row becomes on the way. They are not kept for the backward pass, which
     forms them anew.
     """
-    size = max(1, _CHUNK // width)
+    size = at_once(width)
     if len(rows[0]) <= size:
         return function(*rows)
     parts = zip(*(torch.split(x, size) for x in rows), strict=True)

@@ -7,12 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from selfsight.losses.chunks import at_once
 from selfsight.losses.precision import full_precision
 
 __all__ = ["info_nce", "nt_xent", "proto_nce", "queue_nce"]
-
-# Logits held at once: 4 MiB in float32, which stay in a CPU's last cache.
-_CHUNK = 1 << 21
 
 
 @full_precision
@@ -83,7 +81,7 @@ def _cross_entropy(
     exclude: Tensor | None = None,
     own: Tensor | None = None,
 ) -> Tensor:
-    if len(a) * len(c) <= _CHUNK:
+    if len(a) <= at_once(len(c)):
         return F.cross_entropy(_logits(a, c, temperature, exclude, own), positive)
     loss: Tensor = _Chunked.apply(a, c, own, positive, exclude, temperature)
     return loss
@@ -124,7 +122,7 @@ class _Chunked(torch.autograd.Function):
         if c is a:
             dc = da  # one tensor has one gradient, handed back for the first of its two places
         loss = a.new_zeros(())
-        size = max(1, _CHUNK // m)
+        size = at_once(m)
         for start in range(0, n, size):
             rows = slice(start, start + size)
             at = positive[rows, None]

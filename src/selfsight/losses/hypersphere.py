@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsight.errors import ConfigError
 from selfsight.losses.chunks import in_chunks
 from selfsight.losses.precision import full_precision
 
@@ -33,6 +34,8 @@ def uniformity(z: Tensor, t: float = 2.0, others: Tensor | None = None) -> Tenso
     others: (K, D), whose pairs with z count too. The mean is inside of the logarithm, so parts
     of a batch do not add up. Many pairs are taken in chunks.
     """
+    if len(z) < 2 and others is None:
+        raise ConfigError("an image alone is not spread; use a --batch of 2 images or more")
     z = F.normalize(z, dim=1)
     n, pairs = len(z), len(z) * (len(z) - 1) / 2
 
@@ -46,5 +49,4 @@ def uniformity(z: Tensor, t: float = 2.0, others: Tensor | None = None) -> Tenso
         c = F.normalize(others, dim=1)
         potentials.append(in_chunks(lambda a: (2 * t * a @ c.T).logsumexp(1), z, width=len(c)))
         pairs += n * len(c)
-    # Of one row alone the mean is of nothing: nan.
     return torch.cat(potentials).logsumexp(0) - 2 * t - z.new_tensor(pairs).log()

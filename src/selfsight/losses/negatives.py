@@ -121,7 +121,8 @@ def debiased_nce(
     # In a batch of one class nobody has negatives: all are taken, and then the floor.
     alone = (owners == owners[0]).all()
     own = torch.where(alone, -1, own)
-    negative = _log_sum((1 + beta) * a, c, own, owners) - _log_sum(beta * a, c, own, owners)
+    weights = _log_sum(beta * a, c, own, owners) if beta else _others(own, owners).to(a).log()
+    negative = _log_sum((1 + beta) * a, c, own, owners) - weights
     negative = torch.where(alone, floor, negative)
     pulled = positive
     if known is not None:
@@ -215,6 +216,13 @@ def _log_sum(a: Tensor, c: Tensor, own: Tensor, owners: Tensor) -> Tensor:
         return _products(a, c, own, owners).logsumexp(1)
 
     return in_chunks(each, a, own, width=len(c))
+
+
+def _others(own: Tensor, owners: Tensor) -> Tensor:
+    """(N,) how many candidates are of other owners."""
+    owners = owners.sort().values
+    same = torch.searchsorted(owners, own, right=True) - torch.searchsorted(owners, own)
+    return len(owners) - same
 
 
 def _negatives(candidates: Tensor, share: float = 1.0) -> int:

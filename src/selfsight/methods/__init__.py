@@ -134,7 +134,15 @@ def create(name: str, encoder: Any, *, samples: int, classes: int = 1, **chosen:
         )
     parameters, data = inspect.signature(cls).parameters, {"samples": samples, "classes": classes}
     told = {fact: data[fact] for fact in _TOLD if fact in parameters}
-    return cls(encoder, **told, **chosen)
+    try:
+        return cls(encoder, **told, **chosen)
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        raise ConfigError(
+            f"{name} does not fit into memory with these options; lower those that count in "
+            f"thousands: see selfsight methods {name}"
+        ) from error
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.batchnorm import grouped, shuffled
-from selfsight.distributed import all_sum, gather, rank, world
+from selfsight.distributed import all_sum, gather, places, world
 from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import info_nce
@@ -84,30 +84,31 @@ class AdCo(Method):
         ways = [(i, j) for j in self.key_views for i in range(len(batch.views)) if i != j]
         h = {i: self.encoder(batch.views[i]) for i in sorted({i for i, _ in ways})}
         q = {i: self.projector(h_i) for i, h_i in h.items()}
-        k = {j: self.key(batch, j) for j in self.key_views}
-        qs, ks = torch.stack([q[i] for i, _ in ways]), torch.stack([k[j] for _, j in ways])
-        loss = self.contrast(qs, ks, self.bank.rows, self.temperature)
-        carry = {"q": qs.detach().transpose(0, 1), "k": ks.transpose(0, 1)}
-        return Output(loss, embedding=h[0], projections=(q[0], q.get(1, k[1])), carry=carry)
+        at = batch.key.seed, batch.key.step
+        k = torch.stack([shuffled(self.teacher, batch.views[j], *at) for j in self.key_views])
+        qs = torch.stack([q[i] for i, _ in ways]).view(len(k), -1, *q[0].shape)
+        loss = self.contrast(qs, k, self.bank.rows, self.temperature)
+        carry = {"q": qs.detach().movedim(2, 0), "k": k.movedim(1, 0)}
+        return Output(loss, embedding=h[0], projections=(q[0], q.get(1, k[0])), carry=carry)
 
     def contrast(self, q: Tensor, k: Tensor, bank: Tensor, temperature: float) -> Tensor:
-        """Of all queries with the keys of all ranks and the bank. q, k: (ways, N, D)."""
-        own = q.shape[1] * rank() + torch.arange(q.shape[1], device=q.device)
-        losses = [
-            info_nce(q_i, torch.cat([gather(k_i), bank]), own, temperature=temperature)
-            for q_i, k_i in zip(q, k, strict=True)
-        ]
+        """Of queries with the keys of all ranks and the bank. q: (keys, queries of each, N, D);
+        k: (keys, N, D)."""
+        losses = []
+        for queries, keys in zip(q, k, strict=True):
+            candidates, own = torch.cat([gather(keys), bank]), places(keys).repeat(len(queries))
+            losses += [info_nce(queries.flatten(0, 1), candidates, own, temperature=temperature)]
         return torch.stack(losses).mean()
 
-    def key(self, batch: Batch, view: int) -> Tensor:
-        """Keys of one view, from BatchNorm groups that do not tell which query they belong to."""
-        return shuffled(self.teacher, batch.views[view], batch.key.seed, batch.key.step)
-
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
-        self.teacher.update(nn.Sequential(self.encoder, self.projector), self.momentum)
-        q, k, bank = carry["q"].transpose(0, 1), carry["k"].transpose(0, 1), self.bank.rows
-        if not self.bank.full:
+        q, k, bank = carry["q"].movedim(0, 2), carry["k"].movedim(0, 1), self.bank.rows
+        missing = len(bank) - int(self.bank.filled)
+        # When the bank is full, the key encoder starts anew from the query encoder.
+        decay = 0.0 if 0 < missing <= len(k[0]) * world() else self.momentum
+        self.teacher.update(nn.Sequential(self.encoder, self.projector), decay)
+        if missing:
             # The official code fills it, and trains meanwhile, in steps before the first epoch.
+            # Differs from the paper: while the bank fills, the batch's keys are negatives too.
             self.bank.push(F.normalize(gather(k[0]).to(bank), dim=1))
             return
         n = bank.clone().requires_grad_()

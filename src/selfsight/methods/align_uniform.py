@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import alignment, info_nce, uniformity
@@ -78,5 +78,5 @@ class AlignUniform(Method):
         return Output(loss, embedding=h[0], projections=z, metrics=metrics)
 
     def info_nce(self, z1: Tensor, z2: Tensor) -> Tensor:
-        own = len(z1) * rank() + torch.arange(len(z1), device=z1.device)
+        own = places(z1)
         return info_nce(z1, gather(z2), own, temperature=self.temperature)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight import philox
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.optim import Recipe
 from selfsight.philox import Purpose
@@ -178,5 +178,5 @@ def sides(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     """What `losses.negatives` takes: the rows of two views as anchors, the positive of each, the
     candidates of all ranks, and which image of the batch each anchor and each candidate is of."""
     z = torch.cat([z1, z2])
-    image = len(z1) * rank() + torch.arange(len(z1), device=z.device).repeat(2)
+    image = places(z1).repeat(2)
     return z, z.roll(len(z1), 0), gather(z), image, gather(image)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
 from selfsight.heads import Head, mlp, shape
@@ -110,7 +110,7 @@ class BYOL(Method):
         if not self.beta:
             return loss
         candidates = torch.cat([gather(same), gather(t)])
-        own = len(p) * rank() + torch.arange(len(p), device=p.device)
+        own = places(p)
         positive = own + len(candidates) // 2
         nce = info_nce(p, candidates, positive, temperature=self.temperature, exclude=own)
         return torch.lerp(loss, 2 * self.temperature * nce, self.beta)

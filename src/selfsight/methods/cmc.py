@@ -28,7 +28,8 @@ class CMC(Method):
     The encoder is two of the given architecture: it converts its input to Lab, and its embedding
     is that of L beside that of a and b.
 
-    loss: "nce", which asks of one row at a time, or "softmax" over all that were drawn
+    loss: "nce", which asks of one row at a time, or "softmax" over all that were drawn; None:
+        softmax for up to 65,536 images
     negatives: rows of the other's memory beside an image's own
     temperature: τ of the loss
     momentum: share of the old row when an image's row follows its projection
@@ -42,7 +43,7 @@ class CMC(Method):
         encoder: Encoder,
         *,
         samples: int,
-        loss: Literal["nce", "softmax"] = "nce",
+        loss: Literal["nce", "softmax"] | None = None,
         negatives: Count = 16384,
         temperature: Positive = 0.07,
         momentum: Share = 0.5,
@@ -53,9 +54,9 @@ class CMC(Method):
     ) -> None:
         super().__init__(split(encoder))
         widths = shape(head, encoder.dim, hidden, layers, dim)
-        self.projector, self.colour = mlp(*widths, norm=False), mlp(*widths, norm=False)
+        self.projector, self.colour_projector = (mlp(*widths, norm=False) for _ in range(2))
         # Differs from the paper: the negatives of a step are the same for all its images.
-        self.lightness_bank, self.colour_bank = (
+        self.lightnesses, self.colours = (
             Instances(
                 samples, widths[-1], negatives=negatives, loss=loss, temperature=temperature,
                 momentum=momentum,
@@ -73,9 +74,10 @@ class CMC(Method):
     def forward(self, batch: Batch, clock: Clock) -> Output:
         h = self.encoder(batch.views[0])
         h_l, h_ab = h.chunk(2, 1)
-        z_l, z_ab = self.projector(h_l), self.colour(h_ab)
-        loss_l, mean_ab = self.colour_bank(z_l, batch)
-        loss_ab, mean_l = self.lightness_bank(z_ab, batch)
+        z_l, z_ab = self.projector(h_l), self.colour_projector(h_ab)
+        at = batch.index, batch.key.seed, batch.key.step
+        loss_l, mean_ab = self.colours(z_l, *at)
+        loss_ab, mean_l = self.lightnesses(z_ab, *at)
         carry = {
             "index": batch.index,
             "l": F.normalize(z_l, dim=1),
@@ -87,5 +89,5 @@ class CMC(Method):
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         index = gather(carry["index"])
-        self.lightness_bank.follow(index, gather(carry["l"]), carry["mean_l"])
-        self.colour_bank.follow(index, gather(carry["ab"]), carry["mean_ab"])
+        self.lightnesses.follow(index, gather(carry["l"]), carry["mean_l"])
+        self.colours.follow(index, gather(carry["ab"]), carry["mean_ab"])

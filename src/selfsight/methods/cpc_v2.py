@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
 from selfsight.heads import row_context
@@ -84,7 +84,7 @@ class CPCV2(Method):
         rows = math.isqrt(len(h) // n)
         z = self.norm(h)
         targets = gather(self.target(z))
-        here = len(z) * rank() + torch.arange(len(z), device=z.device).view(n, rows, rows)
+        here = places(z).view(n, rows, rows)
         z = z.view(n, rows, rows, -1).movedim(3, 1)
         losses = []
         # Differs from the paper: its appendix names three steps and takes the first of them.

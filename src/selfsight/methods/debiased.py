@@ -26,7 +26,8 @@ class Debiased(Method):
     takes off what the known positives say that share adds.
 
     temperature: τ of the loss
-    tau_plus: τ⁺, that share (figure 4): 1/K of K classes; 0 is SimCLR with its mean
+    tau_plus: τ⁺, that share (figure 4): 1/K of K classes; 0 is SimCLR with its mean; not used
+        where `unbiased`, which leaves no such negatives
     positives: M, other views of an image that are averaged for it (table 4); small crops add to
         them
     unbiased: leave the negatives of the anchor's class out by their labels instead: the loss that

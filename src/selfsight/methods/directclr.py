@@ -7,7 +7,7 @@ Loss: mean of both directions of −log exp(s(z₁,z₂)/τ) / Σ_k exp(s(z₁,z
 import torch
 from torch import Tensor
 
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
 from selfsight.losses import info_nce
@@ -57,5 +57,5 @@ class DirectCLR(Method):
 
     def contrast(self, z1: Tensor, z2: Tensor) -> Tensor:
         """InfoNCE whose candidates are the other views of all ranks, and no view of its own."""
-        own = len(z1) * rank() + torch.arange(len(z1), device=z1.device)
+        own = places(z1)
         return info_nce(z1, gather(z2), own, temperature=self.temperature)

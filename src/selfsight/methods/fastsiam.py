@@ -24,7 +24,7 @@ __all__ = ["FastSiam"]
 class FastSiam(Method):
     """SimSiam with steadier targets, for small batches and short runs.
 
-    crops: views of each image; with two it is SimSiam
+    views: of each image; each predicts the mean of the others, so that two are SimSiam
     head, layers: projector behind the encoder: none, linear or nonlinear with so many layers
     hidden, dim: widths of its inner layers and of z
     bottleneck: width of the predictor's inner layer
@@ -35,7 +35,7 @@ class FastSiam(Method):
         self,
         encoder: Encoder,
         *,
-        crops: Several = 4,
+        views: Several = 4,
         head: Head = "nonlinear",
         layers: Count = 3,
         hidden: Count = 2048,
@@ -49,7 +49,7 @@ class FastSiam(Method):
         self.projector = mlp(*widths, bias=False, last_bias=False, last_norm=on_z)
         self.predictor = mlp(widths[-1], bottleneck, widths[-1], bias=False)
         self.predictor_rate = predictor_rate
-        self.views = [replace(moco_view(2), count=crops)]
+        self.views = [replace(moco_view(2), count=views)]
         self.recipe = Recipe(
             optimizer="sgd", lr=0.05, weight_decay=1e-4, warmup=0, exempt="none", epochs=25
         )

@@ -17,7 +17,7 @@ from selfsight.batchnorm import grouped, shuffled
 from selfsight.distributed import gather
 from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
-from selfsight.losses import score_moments, score_nce, transformed_scores
+from selfsight.losses import extrapolated, interpolated, score_moments, score_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Key, Method, Output
 from selfsight.methods.ranges import Count, Positive, Range, Share, Whole
@@ -83,33 +83,30 @@ class FeatureTransformation(Method):
         ways = [(i, j) for j in self.key_views for i in range(len(batch.views)) if i != j]
         h = {i: self.encoder(batch.views[i]) for i in sorted({i for i, _ in ways})}
         q = {i: self.projector(h_i) for i, h_i in h.items()}
-        k = {j: self.key(batch, j) for j in self.key_views}
-        law = self.transformation(batch.key)
-        scores = [transformed_scores(q[i], k[j], self.queue.rows, **law) for i, j in ways]
-        loss = len(k) * torch.stack([score_nce(*s, self.temperature) for s in scores]).mean()
+        at = batch.key.seed, batch.key.step
+        k = {j: shuffled(self.teacher, batch.views[j], *at) for j in self.key_views}
+        lam, mu, partners = self.transformation(batch.key)
+        n = interpolated(self.queue.rows, mu, partners)
+        moved = [extrapolated(q[i], k[j], lam) for i, j in ways]
+        losses = [score_nce(*both, n, self.temperature) for both in moved]
+        loss = len(k) * torch.stack(losses).mean()
         # The queue remembers the keys as they were.
         carry = {"k": F.normalize(torch.stack(list(k.values()), 1), dim=2)}
-        return Output(loss, h[0], (q[0], q.get(1, k[1])), carry, score_moments(*scores[0]))
+        return Output(loss, h[0], (q[0], q.get(1, k[1])), carry, score_moments(*moved[0], n))
 
-    def transformation(self, key: Key) -> dict[str, Tensor]:
+    def transformation(self, key: Key) -> tuple[Tensor, Tensor, Tensor]:
         """This step's λ and μ, and the partners m of the queue's rows n."""
         step = torch.tensor(key.step, device=key.position.device)
         each = (self.queue.rows.shape, key.position)
         (length, dim), at = each if self.draw == "dimension" else ((1, 1), step)
-        found: dict[str, Tensor] = {}
+        lam = mu = torch.ones(1, device=step.device)
         if self.extrapolate is not None:
-            beyond = philox.beta(key.seed, at, Purpose.MIX, dim, self.extrapolate, view=1)
-            found["extrapolation"] = 1 + beyond
+            lam = 1 + philox.beta(key.seed, at, Purpose.MIX, dim, self.extrapolate, view=1)
         if self.interpolate is not None:
             mu = philox.beta(key.seed, step, Purpose.MIX, length * dim, self.interpolate, view=2)
-            found["interpolation"] = mu.view(length, dim)
-            order = philox.permutation(key.seed, key.step, Purpose.MIX, len(self.queue.rows))
-            found["partners"] = torch.from_numpy(order).to(step.device)
-        return found
-
-    def key(self, batch: Batch, view: int) -> Tensor:
-        """Keys of one view, from BatchNorm groups that do not tell which query they belong to."""
-        return shuffled(self.teacher, batch.views[view], batch.key.seed, batch.key.step)
+            mu = mu.view(length, dim)
+        order = philox.permutation(key.seed, key.step, Purpose.MIX, len(self.queue.rows))
+        return lam, mu, torch.from_numpy(order).to(step.device)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         self.queue.push(gather(carry["k"]).flatten(0, 1))

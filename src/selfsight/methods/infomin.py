@@ -6,6 +6,7 @@ Loss: (1 − β) MoCo(q, k) + β MoCo(q′, k), q of an image, q′ of its shuff
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,6 +58,8 @@ class InfoMin(Method):
         widths = shape(head, encoder.dim, hidden, layers, dim)
         self.projector, self.piece = mlp(*widths, norm=False), mlp(*widths, norm=False)
         self.pieces = nn.Linear(PIECES * widths[-1], widths[-1])
+        for part in (self.piece, self.pieces):
+            part.requires_grad_(beta > 0)
         grouped(encoder, norm_groups)
         self.teacher = Teacher(copy.deepcopy(nn.Sequential(encoder, self.projector)))
         self.queue = Queue.random(queue, widths[-1])
@@ -64,8 +67,8 @@ class InfoMin(Method):
         # Differs from the paper: RandAugment is left out, but for two of its operators: one
         # image in ten is solarized and one in ten equalised.
         view = simclr_view(crop=(0.2, 1.0), solarize=0.1, equalize=0.1, count=2)
-        plain = {"jitter_p": 0.0, "gray": 0.0, "blur": 0.0}
-        self.views = [view, simclr_view(size=255, crop=(0.6, 1.0), **plain)]
+        colourless = {"jitter_p": 0.0, "gray": 0.0, "blur": 0.0}
+        self.views = [view, simclr_view(size=255, crop=(0.6, 1.0), **colourless)]
         # Differs from the paper: the rate changes with each step, not with each epoch.
         self.recipe = Recipe(
             optimizer="sgd", lr=0.03, weight_decay=1e-4, warmup=0, exempt="none", epochs=200,
@@ -76,11 +79,13 @@ class InfoMin(Method):
         h = self.encoder(x_q)
         q = self.projector(h)
         k = shuffled(self.teacher, x_k, batch.key.seed, batch.key.step)
-        u = batch.key.per_sample(Purpose.PATCH, 3 * PIECES).view(-1, 3, PIECES)
-        parts = self.encoder(jigsaw(whole, u, self.encoder.multiple))
-        q_parts = self.pieces(self.piece(parts).view(len(h), -1))
-        image, pieces = (queue_nce(z, k, self.queue.rows, self.temperature) for z in (q, q_parts))
-        loss = (1 - self.beta) * image + self.beta * pieces
+        loss = queue_nce(q, k, self.queue.rows, self.temperature)
+        if self.beta:
+            u = batch.key.per_sample(Purpose.PATCH, 3 * PIECES).view(-1, 3, PIECES)
+            parts = self.encoder(jigsaw(whole, u, self.encoder.multiple))
+            q_parts = self.pieces(self.piece(parts).reshape(len(h), -1))
+            pieces = queue_nce(q_parts, k, self.queue.rows, self.temperature)
+            loss = torch.lerp(loss, pieces, self.beta)
         return Output(loss, embedding=h, projections=(q, k), carry={"k": F.normalize(k, dim=1)})
 
     @property

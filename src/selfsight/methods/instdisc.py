@@ -26,8 +26,8 @@ class InstDisc(Method):
     """Non-parametric instance discrimination.
 
     loss: "nce", which asks of one row at a time, or "softmax" over all that were drawn, as the
-        published weights were trained with 65536 negatives
-    negatives: rows of the bank beside an image's own; for "softmax" all, if there are no more
+        published weights were trained with 65536 negatives; None: softmax for up to 65,536 images
+    negatives: rows of the bank beside an image's own, at most all
     temperature: τ of the loss; 0.1 for CIFAR-10
     momentum: share of the old row when an image's row follows its projection
     head: projector behind the encoder: none, linear or nonlinear, as later versions have it
@@ -41,7 +41,7 @@ class InstDisc(Method):
         encoder: Encoder,
         *,
         samples: int,
-        loss: Literal["nce", "softmax"] = "nce",
+        loss: Literal["nce", "softmax"] | None = None,
         negatives: Count = 4096,
         temperature: Positive = 0.07,
         momentum: Share = 0.5,
@@ -69,7 +69,7 @@ class InstDisc(Method):
     def forward(self, batch: Batch, clock: Clock) -> Output:
         h = self.encoder(batch.views[0])
         z = self.projector(h)
-        loss, log_mean = self.instances(z, batch)
+        loss, log_mean = self.instances(z, batch.index, batch.key.seed, batch.key.step)
         carry = {"index": batch.index, "z": F.normalize(z, dim=1), "log_mean": log_mean[None]}
         return Output(loss, embedding=h, projections=(z,), carry=carry)
 

@@ -34,7 +34,7 @@ class MoCHi(Method):
     queue: keys that serve as negatives
     hardest: N, the keys of the queue nearest to the query, from which the mixes are made
     mixed_pairs, mixed_queries: s mixes of two of these and s′ of one with the query (table 2)
-    warmup_epochs: before there are mixes
+    warmup_share: of the run, before there are mixes: 15 of the paper's 200 epochs
     temperature: τ of the loss
     momentum: decay of the key encoder
     head: projector behind the encoder: none, linear or nonlinear
@@ -53,7 +53,7 @@ class MoCHi(Method):
         hardest: Count = 1024,
         mixed_pairs: Whole = 1024,
         mixed_queries: Whole = 128,
-        warmup_epochs: Whole = 15,
+        warmup_share: Share = 0.075,
         temperature: Positive = 0.2,
         momentum: Share = 0.999,
         head: Head = "nonlinear",
@@ -74,7 +74,7 @@ class MoCHi(Method):
         self.teacher = Teacher(copy.deepcopy(nn.Sequential(encoder, self.projector)))
         self.queue = Queue.random(queue, widths[-1])
         self.mixes = {"hardest": hardest, "pairs": mixed_pairs, "queries": mixed_queries}
-        self.draws, self.warmup_epochs = 3 * mixed_pairs + 2 * mixed_queries, warmup_epochs
+        self.draws, self.warmup_share = 3 * mixed_pairs + 2 * mixed_queries, warmup_share
         self.temperature, self.momentum = temperature, momentum
         self.key_views = (1, 0) if symmetric else (1,)  # views that give keys
         self.views = crops(moco_view(2), multi_crop)
@@ -85,8 +85,9 @@ class MoCHi(Method):
         ways = [(i, j) for j in self.key_views for i in range(len(batch.views)) if i != j]
         h = {i: self.encoder(batch.views[i]) for i in sorted({i for i, _ in ways})}
         q = {i: self.projector(h_i) for i, h_i in h.items()}
-        k = {j: self.key(batch, j) for j in self.key_views}
-        mixing = clock.epoch >= self.warmup_epochs and self.draws > 0
+        at = batch.key.seed, batch.key.step
+        k = {j: shuffled(self.teacher, batch.views[j], *at) for j in self.key_views}
+        mixing = clock.progress >= self.warmup_share and self.draws > 0
         losses = [self.contrast(q[i], k[j], batch.key if mixing else None) for i, j in ways]
         loss = len(k) * torch.stack(losses).mean()
         carry = {"k": F.normalize(torch.stack(list(k.values()), 1), dim=2)}
@@ -98,10 +99,6 @@ class MoCHi(Method):
             return queue_nce(q, k, self.queue.rows, self.temperature)
         draws = key.per_sample(Purpose.MIX, self.draws)
         return mixed_nce(q, k, self.queue.rows, draws, self.temperature, **self.mixes)
-
-    def key(self, batch: Batch, view: int) -> Tensor:
-        """Keys of one view, from BatchNorm groups that do not tell which query they belong to."""
-        return shuffled(self.teacher, batch.views[view], batch.key.seed, batch.key.step)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         self.queue.push(gather(carry["k"]).flatten(0, 1))

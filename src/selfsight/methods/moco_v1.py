@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.batchnorm import grouped, shuffled
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
 from selfsight.heads import Head, mlp, shape
+from selfsight.instances import Instances
 from selfsight.losses import queue_nce
-from selfsight.memory import Bank, Queue
+from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output
 from selfsight.methods.ranges import Count, Positive, Share, Whole
 from selfsight.momentum import Teacher
@@ -32,8 +33,9 @@ class MoCoV1(Method):
     """Momentum contrast.
 
     mechanism: where keys come from (figures 2 and 3): a queue filled by a slow copy; a bank of
-        each image's query of its last epoch, with `queue` random ones of them as negatives; or
-        end to end, from the other view by the same network, with the batch as negatives
+        each image's query of its last epoch, with the batch's and `queue` random ones of them as
+        negatives; or end to end, from the other view by the same network, with the batch as
+        negatives
     queue: keys that serve as negatives
     head: projector behind the encoder: none, linear or nonlinear
     layers: linear layers of the nonlinear head
@@ -70,8 +72,10 @@ class MoCoV1(Method):
         slow = mechanism == "queue"
         self.teacher = Teacher(copy.deepcopy(self.network)) if slow else None
         self.queue = Queue.random(queue if slow else 0, widths[-1])
-        self.bank = Bank.random(samples if mechanism == "bank" else 0, widths[-1])
-        self.mechanism, self.negatives = mechanism, queue
+        self.instances: Instances | None = None
+        if mechanism == "bank":
+            self.instances = Instances(samples, widths[-1], negatives=queue, loss="softmax",
+                                       temperature=temperature, momentum=0.0)  # fmt: skip
         self.temperature, self.momentum = temperature, momentum
         large, *small = crops(moco_view(1), multi_crop)
         self.views = [replace(large, count=1) if mechanism == "bank" else large, *small]
@@ -84,29 +88,25 @@ class MoCoV1(Method):
         return nn.Sequential(self.encoder, self.projector)
 
     def forward(self, batch: Batch, clock: Clock) -> Output:
-        first, *others = batch.views
-        small = others if self.mechanism == "bank" else others[1:]
-        h = [self.encoder(x) for x in (first, *small)]
+        # One view is for the key, but where the bank has it.
+        x = batch.views if self.instances is not None else [batch.views[0], *batch.views[2:]]
+        h = [self.encoder(x_i) for x_i in x]
         q = [self.projector(h_i) for h_i in h]
-        k, negatives, own = self.keys(batch)
-        losses = [queue_nce(q_i, k, negatives, self.temperature, own) for q_i in q]
-        kept = F.normalize((q[0] if self.mechanism == "bank" else k).detach(), dim=1)
-        return Output(torch.stack(losses).mean(), embedding=h[0], projections=(q[0], k),
-                      carry={"index": batch.index, "k": kept})  # fmt: skip
-
-    def keys(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Each query's key, the negatives, and which of these is the key itself."""
-        seed, step = batch.key.seed, batch.key.step
-        if self.mechanism == "bank":
-            return self.bank.rows[batch.index], self.bank.drawn(seed, step, self.negatives), None
-        k = shuffled(self.teacher or self.network, batch.views[1], seed, step)
-        if self.mechanism == "queue":
-            return k, self.queue.rows, None
-        return k, gather(k), len(k) * rank() + torch.arange(len(k), device=k.device)
+        at = batch.key.seed, batch.key.step
+        if self.instances is not None:
+            losses = [self.instances(q_i, batch.index, *at)[0] for q_i in q]
+            k, kept = self.instances.bank.rows[batch.index], q[0]
+        else:
+            k = kept = shuffled(self.teacher or self.network, batch.views[1], *at)
+            # End to end the negatives are the batch's keys, of which one is the positive.
+            rows, own = (gather(k), places(k)) if self.teacher is None else (self.queue.rows, None)
+            losses = [queue_nce(q_i, k, rows, self.temperature, own) for q_i in q]
+        carry = {"index": batch.index, "k": F.normalize(kept.detach(), dim=1)}
+        return Output(torch.stack(losses).mean(), h[0], projections=(q[0], k), carry=carry)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
-        if self.mechanism == "bank":
-            self.bank.write(gather(carry["index"]), gather(carry["k"]))
+        if self.instances is not None:
+            self.instances.bank.write(gather(carry["index"]), gather(carry["k"]))
         if self.teacher is not None:
             self.queue.push(gather(carry["k"]))
             # The official code moves the key encoder before its next use: the same weights.

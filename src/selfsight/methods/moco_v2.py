@@ -78,15 +78,12 @@ class MoCoV2(Method):
         ways = [(i, j) for j in self.key_views for i in range(len(batch.views)) if i != j]
         h = {i: self.encoder(batch.views[i]) for i in sorted({i for i, _ in ways})}
         q = {i: self.projector(h_i) for i, h_i in h.items()}
-        k = {j: self.key(batch, j) for j in self.key_views}
+        at = batch.key.seed, batch.key.step
+        k = {j: shuffled(self.teacher, batch.views[j], *at) for j in self.key_views}
         losses = [queue_nce(q[i], k[j], self.queue.rows, self.temperature) for i, j in ways]
         loss = len(k) * torch.stack(losses).mean()
         carry = {"k": F.normalize(torch.stack(list(k.values()), 1), dim=2)}
         return Output(loss, embedding=h[0], projections=(q[0], q.get(1, k[1])), carry=carry)
-
-    def key(self, batch: Batch, view: int) -> Tensor:
-        """Keys of one view, from BatchNorm groups that do not tell which query they belong to."""
-        return shuffled(self.teacher, batch.views[view], batch.key.seed, batch.key.step)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         self.queue.push(gather(carry["k"]).flatten(0, 1))

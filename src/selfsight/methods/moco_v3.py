@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape, sincos_positions
 from selfsight.losses import info_nce
@@ -103,7 +103,7 @@ class MoCoV3(Method):
 
     def contrast(self, q: Tensor, k: Tensor) -> Tensor:
         """2τ InfoNCE, whose gradient does not grow as τ falls."""
-        own = len(q) * rank() + torch.arange(len(q), device=q.device)
+        own = places(q)
         return 2 * self.temperature * info_nce(q, k, own, temperature=self.temperature)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:

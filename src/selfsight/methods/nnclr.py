@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, cosines, mlp, shape
 from selfsight.losses import info_nce
@@ -78,7 +78,7 @@ class NNCLR(Method):
         """Which of all predictions is the neighbour's own."""
         # Differs from the paper: as in its pseudo-code, without the term that asks, the other way
         # round, which neighbour is the prediction's own.
-        own = len(p) * rank() + torch.arange(len(p), device=p.device)
+        own = places(p)
         return info_nce(n, gather(p), own, temperature=self.temperature)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:

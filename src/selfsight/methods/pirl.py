@@ -1,12 +1,13 @@
 """PIRL: an image and a jigsaw of its pieces should both be told by the image's row of a memory.
 
 Misra and van der Maaten 2019, https://arxiv.org/abs/1912.01991
-Loss: λ NCE(v, f(image)) + (1 − λ) NCE(v, g(pieces)), v the image's row of the memory
+Loss: λ NCE(v, g(pieces)) + (1 − λ) NCE(v, f(image)), v the image's row of the memory
 """
 
 from dataclasses import replace
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,8 +28,9 @@ __all__ = ["PIRL"]
 class PIRL(Method):
     """Pretext-invariant representations, with the jigsaw as the pretext.
 
-    weight: λ, the image's share of the loss (figure 6); 1 leaves the pieces out
-    loss: "nce", which asks of one row at a time, or "softmax" over all that were drawn
+    weight: λ, the pieces' share of the loss (figure 6); 0 leaves them out
+    loss: "nce", which asks of one row at a time, or "softmax" over all that were drawn; None:
+        softmax for up to 65,536 images
     negatives: rows of the bank beside an image's own (figure 7)
     temperature: τ of the loss
     momentum: share of the old row when an image's row follows its projection
@@ -43,7 +45,7 @@ class PIRL(Method):
         *,
         samples: int,
         weight: Share = 0.5,
-        loss: Literal["nce", "softmax"] = "nce",
+        loss: Literal["nce", "softmax"] | None = None,
         negatives: Count = 32000,
         temperature: Positive = 0.07,
         momentum: Share = 0.5,
@@ -56,6 +58,8 @@ class PIRL(Method):
         widths = shape(head, encoder.dim, hidden, layers, dim)
         self.projector, self.piece = mlp(*widths, norm=False), mlp(*widths, norm=False)
         self.pieces = nn.Linear(PIECES * widths[-1], widths[-1])
+        for part in (self.piece, self.pieces):
+            part.requires_grad_(weight > 0)
         # Differs from the paper: the negatives of a step are the same for all its images.
         self.instances = Instances(
             samples, widths[-1], negatives=negatives, loss=loss, temperature=temperature,
@@ -75,14 +79,17 @@ class PIRL(Method):
         x, whole = batch.views
         h = self.encoder(x)
         z = self.projector(h)
-        image, log_mean = self.instances(z, batch)
+        at = batch.index, batch.key.seed, batch.key.step
+        loss, log_mean = self.instances(z, *at)
+        carry = {"index": batch.index, "z": F.normalize(z, dim=1), "log_mean": log_mean[None]}
+        if not self.weight:
+            return Output(loss, embedding=h, projections=(z,), carry=carry)
         u = batch.key.per_sample(Purpose.PATCH, 3 * PIECES).view(-1, 3, PIECES)
         parts = self.encoder(jigsaw(whole, u, self.encoder.multiple))
-        p = self.pieces(self.piece(parts).view(len(x), -1))
+        p = self.pieces(self.piece(parts).reshape(len(x), -1))
         # The pieces leave the memory alone, and Z is the image's.
-        shuffled, _ = self.instances(p, batch, log_mean)
-        loss = self.weight * image + (1 - self.weight) * shuffled
-        carry = {"index": batch.index, "z": F.normalize(z, dim=1), "log_mean": log_mean[None]}
+        shuffled, _ = self.instances(p, *at, log_mean)
+        loss = torch.lerp(loss, shuffled, self.weight)
         return Output(loss, embedding=h, projections=(z, p), carry=carry)
 
     @property

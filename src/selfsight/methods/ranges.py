@@ -35,7 +35,8 @@ class Range:
 
     def __str__(self) -> str:
         if self.high < math.inf:
-            return f"from {self.low:g} to {self.high:g}"
+            start = f"above {self.low:g}, up" if self.above else f"from {self.low:g}"
+            return f"{start} to {self.high:g}"
         return f"above {self.low:g}" if self.above else f"{self.low:g} or more"
 
 

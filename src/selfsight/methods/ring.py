@@ -35,7 +35,8 @@ class Ring(Method):
     queue: keys from which the negatives are chosen
     outer: fraction of the queue, the nearest to the query, that are negatives in the end
     inner: fraction of these, the nearest of all, that are left out
-    anneal: how the outer fraction falls from 1: in ten steps, linearly, exponentially, or not
+    anneal: how the outer fraction falls from 1: in ten steps, linearly or exponentially; none: it
+        has its final size from the start
     until: share of the run by which it has fallen
     temperature: τ of the loss
     momentum: decay of the key encoder
@@ -84,7 +85,8 @@ class Ring(Method):
         ways = [(i, j) for j in self.key_views for i in range(len(batch.views)) if i != j]
         h = {i: self.encoder(batch.views[i]) for i in sorted({i for i, _ in ways})}
         q = {i: self.projector(h_i) for i, h_i in h.items()}
-        k = {j: self.key(batch, j) for j in self.key_views}
+        at = batch.key.seed, batch.key.step
+        k = {j: shuffled(self.teacher, batch.views[j], *at) for j in self.key_views}
         ring = (self.temperature, self.inner, self.fraction(clock.progress))
         losses = [ring_nce(q[i], k[j], self.queue.rows, *ring) for i, j in ways]
         loss = len(k) * torch.stack(losses).mean()
@@ -100,10 +102,6 @@ class Ring(Method):
             return float(self.outer**t)
         t = {"steps": min(9, int(10 * t)) / 9, "linear": t, "none": 1.0}[self.anneal]
         return linear(1.0, self.outer, t)
-
-    def key(self, batch: Batch, view: int) -> Tensor:
-        """Keys of one view, from BatchNorm groups that do not tell which query they belong to."""
-        return shuffled(self.teacher, batch.views[view], batch.key.seed, batch.key.step)
 
     def after_step(self, carry: dict[str, Tensor], clock: Clock) -> None:
         self.queue.push(gather(carry["k"]).flatten(0, 1))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
 from selfsight.heads import Head, mlp, shape
@@ -87,6 +87,6 @@ class SimCLR(Method):
     def contrast(self, z1: Tensor, z2: Tensor) -> Tensor:
         """NT-Xent with the candidates of all ranks."""
         z = torch.cat([z1, z2])
-        own = len(z) * rank() + torch.arange(len(z), device=z.device)
+        own = places(z)
         positive = own.roll(len(z1))
         return info_nce(z, gather(z), positive, temperature=self.temperature, exclude=own)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from selfsight.distributed import gather, rank
+from selfsight.distributed import gather, places
 from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import supcon
@@ -67,7 +67,7 @@ class SupCon(Method):
         assert batch.labels is not None, "a supervised method's batch has labels"
         h = per_resolution(self.encoder, batch.views)
         z = self.projector(torch.cat(h))
-        own = len(z) * rank() + torch.arange(len(z), device=z.device)
+        own = places(z)
         loss = supcon(
             gather(z), gather(batch.labels.repeat(len(h))),
             own[: len(h[0])] if self.anchors == "first" else own, temperature=self.temperature,

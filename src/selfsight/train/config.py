@@ -130,12 +130,8 @@ def resolve(settings: Settings, source: Source) -> Built:
     method = choose("method", lambda: (DEFAULT, "learns from most sets with the least tuning"))
     seed = choose("seed", lambda: (0, "the same seed gives the same run"))
     device = _device(choose("device", lambda: ("auto", "")))
-    if needs_labels(method) and source.class_count < 2:
-        raise DataError(
-            f"{method} learns from labels of 2 classes or more, and {source.name} has "
-            f"{source.class_count or 'none'}; put images in one sub-folder per class, or give a "
-            "CSV with the columns path,label"
-        )
+    if needs_labels(method):
+        _labelled(method, source)
     if device != chosen["device"]:
         chosen["device"], reasons["device"] = device, "the fastest here"
     encoder_name = choose("encoder", lambda: _encoder(method, device, short))
@@ -165,6 +161,8 @@ def resolve(settings: Settings, source: Source) -> Built:
     finally:
         torch.random.set_rng_state(generator)
 
+    if built.supervised:  # by its options, too
+        _labelled(method, source)
     recipe: Recipe = built.recipe
     batch = choose("batch", lambda: _batch(len(source)))
     parts = choose("accumulate", lambda: (1, "the batch is computed in one piece")) * world()
@@ -175,7 +173,7 @@ def resolve(settings: Settings, source: Source) -> Built:
         )
     if batch % parts or batch < 2 * parts:
         raise ConfigError(
-            f"batch {batch} does not divide into {parts} parts of 2 or more; "
+            f"batch {batch} does not divide into {parts} parts of 2 images or more; "
             "change --batch, --accumulate or the number of ranks"
         )
     optimizer = choose("optimizer", lambda: (recipe.optimizer, "recipe"))
@@ -201,6 +199,16 @@ def resolve(settings: Settings, source: Source) -> Built:
         _compile(built)
     config = Config(**chosen, reasons=reasons)
     return Built(config, built, _recipe(recipe, config))
+
+
+def _labelled(method: str, source: Source) -> None:
+    if source.class_count < 2:
+        flag = "" if needs_labels(method) else " and add --labels"
+        raise DataError(
+            f"{method} learns from labels of 2 classes or more, and {source.name} has "
+            f"{source.class_count or 'none'}; put images in one sub-folder per class, or give a "
+            f"CSV with the columns path,label{flag}"
+        )
 
 
 def _device(name: str) -> str:

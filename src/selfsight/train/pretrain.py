@@ -120,7 +120,7 @@ def pretrain(
             built = replace(built, config=replace(built.config, reasons=recorded["reasons"]))
         try:
             _train(folder, built, source, habits, signals)
-        except ConfigError:
+        except (ConfigError, DataError):
             if recorded is None and rank() == 0:
                 folder.forget()
             raise
