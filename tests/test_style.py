@@ -55,7 +55,7 @@ LAYERS = {
     "run": "errors philox machine views encoders data methods.base methods export features "
     "evaluate diagnose presets",
     "train": "errors philox counting machine schedules losses meters views distributed batchnorm "
-    "optim encoders methods.base data methods export features evaluate diagnose presets run",
+    "optim encoders memory methods.base data methods export features evaluate diagnose presets run",
     "demo": "errors data features evaluate diagnose run selfsight",
     "bench": "errors machine views encoders methods.base data train",
     "doctor": "errors machine views data encoders train bench",

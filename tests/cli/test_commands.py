@@ -39,16 +39,19 @@ def document(capsys: Captured) -> Any:
 
 
 def test_methods(capsys: Captured) -> None:
-    from selfsight.methods import METHODS
+    from selfsight.methods import FAMILIES, METHODS
 
     assert main(["methods", "--json"]) == 0
     rows = document(capsys)
-    assert [row["name"] for row in rows] == sorted(METHODS)
+    assert sorted(row["name"] for row in rows) == sorted(METHODS)
+    assert {row["family"] for row in rows} == set(FAMILIES)
     assert all(row["title"] and row["what"] and 1990 < int(row["year"]) < 2100 for row in rows)
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(METHODS)
-    assert lines[0].split() == ["name", "title", "year", "what"]
+    # A heading, the columns and an empty line for each family, and a last line.
+    assert len(lines) == 3 * len(FAMILIES) + len(METHODS) + 1
+    assert lines[0] == next(iter(FAMILIES))
+    assert lines[1].split() == ["name", "title", "year", "what"]
 
 
 def test_one_method(capsys: Captured) -> None:
@@ -85,6 +88,18 @@ def test_views(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     assert main([*words, "--force", "--method", "byol"]) == 0
     assert out.read_bytes() != first
     assert main([*words[:-2], "--force", "--out", str(tmp_path / "views.jpg")]) == 2
+
+
+@pytest.mark.parametrize(("queue", "said"), [(60, False), (64, True)])
+def test_a_queue_that_the_run_does_not_fill_is_said(
+    photos: Path, tmp_path: Path, capsys: Captured, queue: int, said: bool
+) -> None:
+    words = ["pretrain", str(photos), "--encoder", "test_resnet", "--size", "32", "--batch", "8"]
+    words += ["--epochs", "2", "--max-bad-fraction", "0.1", "--out", str(tmp_path / "run")]
+    words += ["--method", "moco_v2", "--method.norm_groups", "2", "--method.queue", str(queue)]
+    assert main(words) == 0
+    line = "queue         of 64: 62 images in this run do not fill it; lower --method.queue"
+    assert (line in capsys.readouterr().err) is said
 
 
 def test_check(photos: Path, capsys: Captured) -> None:

@@ -135,6 +135,11 @@ def test_the_pieces_of_an_image_may_be_too_small_for_bf16(monkeypatch, method):
     assert built(method=method, size=128).config.precision == "bf16"
 
 
+def test_what_does_not_fit_into_memory_is_a_wrong_option():
+    with pytest.raises(ConfigError, match="simclr does not fit into memory with these options"):
+        built(options={"dim": 10**14})
+
+
 def test_the_weights_depend_on_the_seed_alone():
     before = torch.random.get_rng_state()
     one, other, third = (built(seed=seed).method.state_dict() for seed in (0, 0, 1))

@@ -95,6 +95,21 @@ def test_without_labels_it_says_what_to_do(flat, tmp_path, name, capsys):
         selfsight.pretrain(single, out=tmp_path / "single", **facts)
 
 
+def test_an_option_may_ask_for_labels(folder, flat, tmp_path, capsys):
+    """They are not read unasked then; a refusal leaves nothing that bars the next try."""
+    out = tmp_path / "run"
+    asked = words(folder, "debiased", "--method.unbiased", "true", "--epochs", 1, "--out", out)
+    assert main(asked) == 2
+    assert "and add --labels" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*asked, "--labels"]) == 0
+    assert json.loads((out / "run.json").read_text())["supervised"] is True
+    out = tmp_path / "other"
+    asked = words(flat, "debiased", "--method.unbiased", "true", "--labels", "--out", out)
+    assert main(asked) == 2
+    assert not out.exists()
+
+
 def test_the_choice_is_shown_without_training(folder, capsys):
     assert main([*words(folder, "supervised"), "--print-config", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "supervised"

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import itertools
 import re
 import sys
 from typing import Any
@@ -22,12 +23,20 @@ def run(arguments: argparse.Namespace) -> int:
     from selfsight import methods
 
     if arguments.name is None:
-        rows = [summary(name, methods.method_class(name)) for name in sorted(methods.METHODS)]
+        rows = [
+            {**summary(name, methods.method_class(name)), "family": family}
+            for family, names in methods.FAMILIES.items()
+            for name in names.split()
+        ]
         if arguments.json:
             document(rows)
         else:
             columns = ("name", "title", "year", "what")
-            table(columns, [[row[column] for column in columns] for row in rows])
+            for family, members in itertools.groupby(rows, lambda row: row["family"]):
+                print(family)
+                table(columns, [[row[column] for column in columns] for row in members])
+                print()
+            print("selfsight methods NAME prints its options, views and recipe.")
         return 0
     facts = methods.describe(arguments.name)
     if arguments.json:

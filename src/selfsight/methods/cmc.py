@@ -26,7 +26,8 @@ class CMC(Method):
     """Contrastive multiview coding of the Lab colour space.
 
     The encoder is two of the given architecture: it converts its input to Lab, and its embedding
-    is that of L beside that of a and b.
+    is that of L beside that of a and b. timm knows it as lab_pair, after `import
+    selfsight.encoders`.
 
     loss: "nce", which asks of one row at a time, or "softmax" over all that were drawn; None:
         softmax for up to 65,536 images

@@ -87,7 +87,8 @@ class CPCV2(Method):
         here = places(z).view(n, rows, rows)
         z = z.view(n, rows, rows, -1).movedim(3, 1)
         losses = []
-        # Differs from the paper: its appendix names three steps and takes the first of them.
+        # Differs from the paper: of three distances that its appendix predicts at, the code there
+        # adds the loss of the first alone; all are added here.
         for turn, context, predict in zip(self.turns, self.contexts, self.predictors, strict=True):
             c = context(z.rot90(turn, (2, 3))).movedim(1, 3)
             at = here.rot90(turn, (1, 2))

@@ -33,7 +33,7 @@ class ReSSL(Method):
 
     queue: older outputs of the teacher, to which images are compared
     teacher_view: weak (crop and flip), or contrastive as the student's
-    temperature, teacher_temperature: τ_s and τ_t; the teacher's has to be the lower
+    temperature, teacher_temperature: τ_s and τ_t; the teacher's should be the lower
     momentum: decay of the teacher
     head: projector behind the encoder: none, linear or nonlinear
     layers, hidden: linear layers of the nonlinear head, and its inner width (None: the encoder's)

@@ -97,8 +97,8 @@ class Ring(Method):
         """Of the queue inside the outer rim of the ring."""
         t = min(1.0, progress / self.until)
         if self.anneal == "exponential":
-            # Differs from the paper: it falls over as long as the others do; the official code
-            # has its rate per step.
+            # Differs from the paper: the exponential fall takes as long as the others; the
+            # official code has its rate per step.
             return float(self.outer**t)
         t = {"steps": min(9, int(10 * t)) / 9, "linear": t, "none": 1.0}[self.anneal]
         return linear(1.0, self.outer, t)

@@ -35,6 +35,7 @@ from selfsight.errors import (
 )
 from selfsight.export.model import save_model
 from selfsight.machine import cache_folder, cores, keep_pages
+from selfsight.memory import Queue
 from selfsight.methods import trusted
 from selfsight.run import Run
 from selfsight.train import checkpoint
@@ -365,6 +366,11 @@ def _announce(built: Built, source: Source, plan: Plan, start: int, teller: Tell
     if source.skipped:
         count = len(source.skipped)
         teller.say(f"skipped       {count} unreadable file{'s' * (count > 1)}, see skipped.jsonl")
+    seen = len(source) * built.config.epochs
+    for queue in built.method.modules():
+        if isinstance(queue, Queue) and len(queue.rows) > seen:
+            teller.say(f"queue         of {len(queue.rows):,}: {seen:,} images in this run do not "
+                       "fill it; lower --method.queue")  # fmt: skip
     if isinstance(source, Reduced):
         count = int(source.large.sum())
         teller.say(
