@@ -139,6 +139,6 @@ def test_ci_runs_both_and_keeps_the_first_failure(
     found, _, log = clone.run(".ci/run", **variables)
     assert found == code
     asked = [line.partition("python -m ")[2] for line in log]
-    assert "pytest" in asked
+    assert "pytest -n 2 --dist loadfile" in asked
     assert "ruff check ." in asked
     assert ("mypy" in asked) == ("LINT" not in variables)
