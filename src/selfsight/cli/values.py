@@ -69,7 +69,8 @@ def expects(kind: Any) -> str:
     """What to write for a value of type `kind`."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(expects(part) for part in inner)
+        parts = [expects(part) for part in inner]
+        return (", or " if any("," in part for part in parts) else " or ").join(parts)
     if origin is typing.Annotated:
         return ", ".join([expects(inner[0]), *map(str, inner[1:])])
     if origin is typing.Literal:
