@@ -14,8 +14,6 @@ The data file is that of learn.py.
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from math import sqrt
@@ -23,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learn import HERE, conduct, is_done, opened, perform
+from learn import HERE, conduct, end, is_done, opened, perform
 from protocol import ENTRIES, PROTOCOL, Entry, Protocol
 
-from selfsight.errors import ConfigError, Error, Stopped, suggestion
+from selfsight.errors import ConfigError, suggestion
 
 RESULTS = HERE / "results" / "dcl_batch"
 BATCHES = (32, 64, 128, 256, 512)
@@ -87,13 +85,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # What a signal ends closes its processes on the way.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Stopped as error:
-        sys.exit(error.exit_code)
-    except Error as error:
-        sys.exit(f"dcl_batch.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end(main)

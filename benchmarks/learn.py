@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -395,7 +395,8 @@ def main(words: Sequence[str]) -> int:
     return 1 if conduct(words, jobs, args.jobs) else 0
 
 
-if __name__ == "__main__":
+def end(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a script's main and leave by its code; an error is one line."""
     # What a signal ends closes its folders and its processes on the way.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -403,6 +404,10 @@ if __name__ == "__main__":
     except Stopped as error:
         sys.exit(error.exit_code)
     except Error as error:
-        sys.exit(f"learn.py: {error}")
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    end(main)

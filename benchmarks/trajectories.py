@@ -14,8 +14,6 @@ import argparse
 import hashlib
 import json
 import platform
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learn import HERE, Data, conduct, opened, write
+from learn import HERE, Data, conduct, end, opened, write
 from measure import processor
 from protocol import PROTOCOL, Protocol
 from torch import Tensor
@@ -32,7 +30,7 @@ from torch import Tensor
 import selfsight
 from selfsight.data.base import Arrays
 from selfsight.data.loader import Loader
-from selfsight.errors import ConfigError, Error, Stopped
+from selfsight.errors import ConfigError
 from selfsight.evaluate import evaluate
 from selfsight.losses import alignment, uniformity
 from selfsight.methods.base import Method
@@ -249,13 +247,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # What a signal ends closes its processes on the way.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Stopped as error:
-        sys.exit(error.exit_code)
-    except Error as error:
-        sys.exit(f"trajectories.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end(main)
