@@ -67,7 +67,9 @@ class CheckpointError(StorageError):
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean temperature?`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    # "MoCo v3", as papers write it, is near moco_v3 only when it is spelled like our names.
+    spelled = word.lower().replace(" ", "_")
+    near = difflib.get_close_matches(spelled, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 

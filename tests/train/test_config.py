@@ -152,6 +152,7 @@ def test_the_weights_depend_on_the_seed_alone():
     ("asked", "says"),
     [
         ({"method": "simclrr"}, "unknown method simclrr; did you mean simclr?"),
+        ({"method": "MoCo v3"}, "unknown method MoCo v3; did you mean moco_v3?"),
         ({"encoder": "resnet81"}, "unknown encoder resnet81; did you mean resnet"),
         ({"options": {"temprature": 1}}, "unknown option temprature .*did you mean temperature?"),
         ({"optimizer": "adamm", "lr": 1.0}, "unknown optimizer adamm; did you mean adamw?"),
