@@ -63,7 +63,7 @@ class MAE(Method):
     ) -> None:
         super().__init__(encoder)
         if not 0 < ratio < 1:
-            raise ConfigError(f"mae hides a share of the patches, between 0 and 1: --method.ratio {ratio}")
+            raise ConfigError(f"mae hides a share between 0 and 1, not --method.ratio {ratio}")
         if not encoder.pretrained:  # trained weights know their own positions
             grid = encoder.grid(torch.empty(1, 3, encoder.size, encoder.size))
             encoder.fix_positions(sincos_positions(encoder.token_dim, *grid))
