@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from selfsight.errors import ConfigError, suggestion
-from selfsight.methods.ranges import fault
+from selfsight.ranges import check
 
 METHODS = {
     "adco": "selfsight.methods.adco:AdCo",
@@ -118,14 +118,7 @@ def options(name: str) -> dict[str, inspect.Parameter]:
 
 def create(name: str, encoder: Any, *, samples: int, classes: int = 1, **chosen: Any) -> Any:
     """The method over an encoder, for a data set of `samples` images of `classes` classes."""
-    known = options(name)
-    for option in chosen:
-        if option not in known:
-            hint = suggestion(option, known)
-            raise ConfigError(f"unknown option {option} of the method {name}{hint}")
-        wanted = fault(chosen[option], known[option].annotation)
-        if wanted:
-            raise ConfigError(f"--method.{option} {chosen[option]} of {name}: must be {wanted}")
+    check(chosen, options(name), "method", name)
     cls = method_class(name)
     if cls.needs_tokens and not encoder.maskable:
         raise ConfigError(

@@ -18,9 +18,9 @@ from selfsight.heads import Head, mlp, shape
 from selfsight.losses import info_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output
-from selfsight.methods.ranges import Count, Positive, Share, Weight, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Share, Weight, Whole
 from selfsight.views.presets import crops, moco_view
 
 __all__ = ["AdCo"]

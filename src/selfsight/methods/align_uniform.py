@@ -14,8 +14,8 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import alignment, info_nce, uniformity
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
-from selfsight.methods.ranges import Count, Positive, Weight, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Weight, Whole
 from selfsight.views.presets import crops, moco_view
 
 __all__ = ["AlignUniform"]

@@ -14,8 +14,8 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import mlp
 from selfsight.losses import barlow_cross_entropy, barlow_twins
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
-from selfsight.methods.ranges import Count, Positive, Several, Weight
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Several, Weight
 from selfsight.views.presets import byol_views
 
 __all__ = ["BarlowTwins"]

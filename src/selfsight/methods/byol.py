@@ -16,9 +16,9 @@ from selfsight.errors import ConfigError
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import info_nce, negative_cosine
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
-from selfsight.methods.ranges import Count, Positive, Share, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Share, Whole
 from selfsight.schedules import cosine
 from selfsight.views.presets import byol_views, crops
 

@@ -15,8 +15,8 @@ from selfsight.encoders.lab import split
 from selfsight.heads import Head, mlp, shape
 from selfsight.instances import Instances
 from selfsight.methods.base import Batch, Clock, Method, Output
-from selfsight.methods.ranges import Count, Positive, Share
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Share
 from selfsight.views.spec import View
 
 __all__ = ["CMC"]

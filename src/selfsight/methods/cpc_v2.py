@@ -17,10 +17,10 @@ from selfsight.errors import ConfigError
 from selfsight.heads import row_context
 from selfsight.losses import info_nce
 from selfsight.methods.base import Batch, Clock, Key, Method, Output
-from selfsight.methods.ranges import Count, Positive, Share, Whole
 from selfsight.optim import Recipe
 from selfsight.patches import grid
 from selfsight.philox import Purpose
+from selfsight.ranges import Count, Positive, Share, Whole
 from selfsight.views.spec import View
 
 __all__ = ["CPCV2"]

@@ -15,8 +15,8 @@ from selfsight.heads import cosines, mlp
 from selfsight.kmeans import spherical_kmeans
 from selfsight.memory import Bank
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep, per_resolution
-from selfsight.methods.ranges import Count, Positive, Several, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Several, Whole
 from selfsight.views.presets import crops, simclr_view
 
 __all__ = ["DeepClusterV2"]

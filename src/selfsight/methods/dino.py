@@ -16,9 +16,9 @@ from selfsight.heads import Directions, dino_head, mlp
 from selfsight.losses import assignment_cross_entropy, negative_cosine, sinkhorn
 from selfsight.memory import Center
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
-from selfsight.methods.ranges import Count, Positive, Several, Share, Weight, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Several, Share, Weight, Whole
 from selfsight.schedules import by_epoch, cosine
 from selfsight.views.presets import dino_views
 

@@ -12,8 +12,8 @@ from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError
 from selfsight.losses import info_nce
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
-from selfsight.methods.ranges import Count, Positive, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Whole
 from selfsight.views.presets import byol_views, crops
 
 __all__ = ["DirectCLR"]

@@ -15,9 +15,9 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import negative_cosine
 from selfsight.methods.base import Batch, Clock, Method, Output, apart, pairs
-from selfsight.methods.ranges import Count, Positive, Share, Weight, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Share, Weight, Whole
 from selfsight.views.presets import crops, simclr_view
 
 __all__ = ["DirectPred"]

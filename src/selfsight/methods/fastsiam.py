@@ -14,8 +14,8 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import negative_cosine
 from selfsight.methods.base import Batch, Clock, Method, Output, apart
-from selfsight.methods.ranges import Count, Several
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Several
 from selfsight.views.presets import moco_view
 
 __all__ = ["FastSiam"]

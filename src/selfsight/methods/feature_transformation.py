@@ -20,10 +20,10 @@ from selfsight.heads import Head, mlp, shape
 from selfsight.losses import extrapolated, interpolated, score_moments, score_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Key, Method, Output
-from selfsight.methods.ranges import Count, Positive, Range, Share, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
 from selfsight.philox import Purpose
+from selfsight.ranges import Count, Positive, Range, Share, Whole
 from selfsight.views.presets import crops, moco_view
 
 __all__ = ["FeatureTransformation"]

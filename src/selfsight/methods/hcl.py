@@ -11,8 +11,8 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import debiased_nce
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution, sides
-from selfsight.methods.ranges import Count, Part, Positive, Weight, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Part, Positive, Weight, Whole
 from selfsight.views.presets import crops, simclr_view
 
 __all__ = ["HCL"]

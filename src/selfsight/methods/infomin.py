@@ -17,11 +17,11 @@ from selfsight.heads import Head, mlp, shape
 from selfsight.losses import queue_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output
-from selfsight.methods.ranges import Count, Positive, Share
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
 from selfsight.patches import PIECES, jigsaw, piece
 from selfsight.philox import Purpose
+from selfsight.ranges import Count, Positive, Share
 from selfsight.views.presets import simclr_view
 
 __all__ = ["InfoMin"]

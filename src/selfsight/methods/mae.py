@@ -16,9 +16,9 @@ from selfsight.heads import Decoder, sincos_positions
 from selfsight.losses import full_precision, patch_mse
 from selfsight.masking import BLOCKS, ORDERS
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
-from selfsight.methods.ranges import Count
 from selfsight.optim import Recipe
 from selfsight.philox import Purpose
+from selfsight.ranges import Count
 from selfsight.views.spec import View
 
 __all__ = ["MAE"]

@@ -21,9 +21,9 @@ from selfsight.instances import Instances
 from selfsight.losses import queue_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output
-from selfsight.methods.ranges import Count, Positive, Share, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Share, Whole
 from selfsight.views.presets import crops, moco_view
 
 __all__ = ["MoCoV1"]

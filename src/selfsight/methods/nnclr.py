@@ -14,8 +14,8 @@ from selfsight.heads import Head, cosines, mlp, shape
 from selfsight.losses import info_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
-from selfsight.methods.ranges import Count, Positive, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Whole
 from selfsight.views.presets import byol_views, crops
 
 __all__ = ["NNCLR"]

@@ -20,9 +20,9 @@ from selfsight.heads import Head, mlp, shape
 from selfsight.losses import queue_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output, Sweep
-from selfsight.methods.ranges import Count, Positive, Range, Several, Share, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Range, Several, Share, Whole
 from selfsight.views.presets import crops, moco_view, plain
 
 __all__ = ["PCL"]

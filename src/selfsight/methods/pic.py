@@ -13,8 +13,8 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import info_nce
 from selfsight.methods.base import Batch, Clock, Method, Output
-from selfsight.methods.ranges import Count, Positive, Weight, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Weight, Whole
 from selfsight.views.presets import crops, simclr_view
 
 __all__ = ["PIC"]

@@ -16,10 +16,10 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.instances import Instances
 from selfsight.methods.base import Batch, Clock, Method, Output
-from selfsight.methods.ranges import Count, Positive, Share
 from selfsight.optim import Recipe
 from selfsight.patches import PIECES, jigsaw, piece
 from selfsight.philox import Purpose
+from selfsight.ranges import Count, Positive, Share
 from selfsight.views.spec import View
 
 __all__ = ["PIRL"]

@@ -19,9 +19,9 @@ from selfsight.heads import Head, mlp, shape
 from selfsight.losses import relation_consistency
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output
-from selfsight.methods.ranges import Count, Positive, Range, Share
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Range, Share
 from selfsight.views.presets import moco_view
 from selfsight.views.spec import View
 

@@ -18,9 +18,9 @@ from selfsight.heads import Head, mlp, shape
 from selfsight.losses import ring_nce
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output
-from selfsight.methods.ranges import Count, Part, Positive, Range, Share, Whole
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Part, Positive, Range, Share, Whole
 from selfsight.schedules import linear
 from selfsight.views.presets import crops, moco_view
 

@@ -15,8 +15,8 @@ from selfsight.errors import ConfigError
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import coupling, info_nce, variation
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution, sides
-from selfsight.methods.ranges import Count, Positive, Weight, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Weight, Whole
 from selfsight.views.presets import crops, simclr_view
 
 __all__ = ["SimCLR"]

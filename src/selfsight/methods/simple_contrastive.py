@@ -13,8 +13,8 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import hard_nce, simple_contrast
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution, sides
-from selfsight.methods.ranges import Count, Positive, Share, Weight, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Share, Weight, Whole
 from selfsight.views.presets import crops, simclr_view
 
 __all__ = ["SimpleContrastive"]

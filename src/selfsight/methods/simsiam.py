@@ -13,8 +13,8 @@ from selfsight.encoders.base import Encoder
 from selfsight.heads import Head, mlp, shape
 from selfsight.losses import negative_cosine
 from selfsight.methods.base import Batch, Clock, Method, Output, apart, pairs
-from selfsight.methods.ranges import Count, Several, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Several, Whole
 from selfsight.views.presets import crops, moco_view
 
 __all__ = ["SimSiam"]

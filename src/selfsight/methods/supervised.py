@@ -12,8 +12,8 @@ from torch import nn
 from selfsight.encoders.base import Encoder
 from selfsight.losses import full_precision
 from selfsight.methods.base import Batch, Clock, Method, Output, per_resolution
-from selfsight.methods.ranges import Share, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Share, Whole
 from selfsight.views.presets import crops
 from selfsight.views.spec import View
 

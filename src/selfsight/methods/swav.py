@@ -13,8 +13,8 @@ from selfsight.heads import Prototypes, mlp
 from selfsight.losses import assignment_cross_entropy, sinkhorn
 from selfsight.memory import Queue
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs, per_resolution
-from selfsight.methods.ranges import Count, Positive, Several, Weight, Whole
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Positive, Several, Weight, Whole
 from selfsight.views.presets import crops, simclr_view
 
 __all__ = ["SwAV"]

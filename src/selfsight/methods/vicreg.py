@@ -16,9 +16,9 @@ from selfsight.errors import ConfigError
 from selfsight.heads import mlp
 from selfsight.losses import covariance_penalty, full_precision, variance_hinge
 from selfsight.methods.base import Batch, Clock, Method, Output, pairs
-from selfsight.methods.ranges import Count, Several, Share, Weight
 from selfsight.momentum import Teacher
 from selfsight.optim import Recipe
+from selfsight.ranges import Count, Several, Share, Weight
 from selfsight.views.presets import byol_views
 
 __all__ = ["VICReg"]

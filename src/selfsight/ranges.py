@@ -1,12 +1,14 @@
-"""What values a method's options may have, said in its constructor's annotations."""
+"""What values options may have, said in the annotations of the constructor that takes them."""
 
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Annotated, Any
 
-from selfsight.errors import suggestion
+from selfsight.errors import ConfigError, suggestion
 
 __all__ = [
     "WORDS",
@@ -18,6 +20,7 @@ __all__ = [
     "Share",
     "Weight",
     "Whole",
+    "check",
     "fault",
 ]
 
@@ -79,3 +82,19 @@ def fault(value: Any, kind: Any) -> str:
         str: isinstance(value, str),
     }
     return "" if fits.get(kind, True) else WORDS[kind]
+
+
+def check(
+    chosen: Mapping[str, Any], known: Mapping[str, Parameter], owner: str, whose: str
+) -> None:
+    """Refuse options that `whose` constructor does not take, and values outside their ranges.
+
+    owner: what stands before the dot on the command line
+    """
+    for option, value in chosen.items():
+        if option not in known:
+            hint = suggestion(option, known)
+            raise ConfigError(f"unknown option {option} of {whose}{hint}")
+        wanted = fault(value, known[option].annotation)
+        if wanted:
+            raise ConfigError(f"--{owner}.{option} {value} of {whose}: must be {wanted}")
