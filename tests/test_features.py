@@ -69,6 +69,36 @@ def images(n: int = 10, side: int = 8) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (n, side, side, 3), np.uint8)
 
 
+class TestParts:
+    def test_a_subset_keeps_what_belongs_together(self) -> None:
+        part = features().subset(np.array([3, 1]))
+        assert np.array_equal(part.embedding, features().embedding[[3, 1]])
+        assert part.label is not None
+        assert part.label.tolist() == [0, 1]
+        assert part.path == (ODD[3], ODD[1])
+        assert part.classes == features().classes
+        assert features(label=False).subset(np.array([0])).label is None
+
+    def test_a_split_takes_a_fifth_of_every_class(self) -> None:
+        label = np.repeat([0, 1, 3], [20, 10, 1])
+        whole = Features(np.arange(31.0)[:, None], label)
+        train, test = whole.split()
+        assert train.label is not None
+        assert test.label is not None
+        assert np.bincount(test.label).tolist() == [4, 2]
+        assert np.bincount(train.label).tolist() == [16, 8, 0, 1]
+        both = np.concatenate([train.embedding, test.embedding])[:, 0]
+        assert np.array_equal(np.sort(both), np.arange(31))
+        assert equal(test, whole.split()[1])
+        assert not equal(test, whole.split(seed=1)[1])
+
+    def test_what_cannot_be_split(self) -> None:
+        with pytest.raises(DataError, match="features without labels"):
+            features(label=False).split()
+        with pytest.raises(DataError, match="no class has two embeddings"):
+            Features(np.eye(2), np.arange(2)).split()
+
+
 class TestFile:
     @pytest.mark.parametrize("ending", ["npz", "parquet"])
     @pytest.mark.parametrize("label", [True, False])
@@ -76,7 +106,10 @@ class TestFile:
         saved = features(label)
         saved.embedding[1, 1] = np.nan
         saved.save(tmp_path / f"f.{ending}")
-        assert equal(Features.load(tmp_path / f"f.{ending}"), saved)
+        loaded = Features.load(tmp_path / f"f.{ending}")
+        assert equal(loaded, saved)
+        assert loaded.embedding.flags.writeable
+        assert loaded.label is None or loaded.label.flags.writeable
         assert [p.name for p in tmp_path.iterdir()] == [f"f.{ending}"]
 
     @pytest.mark.parametrize("ending", ["npz", "parquet"])
@@ -122,7 +155,7 @@ class TestFile:
         return None
 
     def test_foreign_files(self, tmp_path: Path) -> None:
-        np.savez(tmp_path / "other.npz", embedding=np.eye(3))
+        np.savez(tmp_path / "other.npz", weights=np.eye(3))
         np.savez(tmp_path / "object.npz", format=np.array([{}], dtype=object))
         pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
         (tmp_path / "array.npz").write_bytes(b"")
@@ -131,6 +164,38 @@ class TestFile:
         for name in ("other.npz", "object.npz", "other.parquet", "array.npz"):
             with pytest.raises(StorageError, match="not a selfsight feature file"):
                 Features.load(tmp_path / name)
+
+    @pytest.mark.parametrize("names", [("embedding", "label"), ("features", "labels"), ("x", "y")])
+    def test_archives_of_others(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        x, y = np.arange(6).reshape(3, 2), np.array([1, 0, 1], np.int16)
+        np.savez_compressed(tmp_path / "f.npz", **{names[0]: x, names[1]: y, "more": x})
+        found = Features.load(tmp_path / "f.npz")
+        assert np.array_equal(found.embedding, x)
+        assert np.array_equal(found.label, y)
+        assert found.path == ("0", "1", "2")
+        np.savez(tmp_path / "f.npz", **{names[0]: x})
+        assert Features.load(tmp_path / "f.npz").label is None
+
+    @pytest.mark.parametrize(
+        ("arrays", "reason"),
+        [
+            ({"a": np.eye(2)}, "one array is called embedding, features or x"),
+            ({"x": np.eye(2), "features": np.eye(2)}, "one array is called embedding, features"),
+            ({"x": np.eye(2), "y": np.arange(2), "label": np.arange(2)}, "called label, labels"),
+            ({"x": np.eye(2), "y": np.array([0.5, 1])}, "labels are whole numbers, not float64"),
+            ({"x": np.eye(2), "y": np.arange(3)}, "2 embeddings need as many paths and labels"),
+            ({"x": np.array(["a", "b"])}, "embeddings are numbers, not <U1"),
+            ({"x": np.eye(2, dtype=complex)}, "embeddings are numbers, not complex128"),
+            ({"x": np.zeros((2, 4, 4, 3))}, r"an embedding is \(N, D\) with D ≥ 1"),
+            ({"x": np.array([None])}, "allow_pickle=False"),
+        ],
+    )
+    def test_archives_without_embeddings(
+        self, tmp_path: Path, arrays: dict[str, np.ndarray], reason: str
+    ) -> None:
+        np.savez(tmp_path / "f.npz", **arrays)
+        with pytest.raises(StorageError, match=f"not a selfsight feature file: .*{reason}"):
+            Features.load(tmp_path / "f.npz")
 
     def test_names_and_places(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"features are \.npz or \.parquet, got f\.csv"):

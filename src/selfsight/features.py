@@ -19,6 +19,7 @@ from torch import Tensor
 
 from selfsight.data.base import Source
 from selfsight.data.decode import Undecodable
+from selfsight.data.split import stratified
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, DataError, StorageError, suggestion
 from selfsight.views import cpu, render
@@ -79,6 +80,21 @@ class Features:
     def dim(self) -> int:
         return int(self.embedding.shape[1])
 
+    def subset(self, index: np.ndarray) -> Self:
+        """The rows with these numbers (n,), in this order."""
+        label = None if self.label is None else self.label[index]
+        path = tuple(self.path[i] for i in index)
+        return type(self)(self.embedding[index], label, path, self.classes)
+
+    def split(self, seed: int = 0) -> tuple[Self, Self]:
+        """Four fifths and one fifth of every class, to learn from and to test on."""
+        if self.label is None:
+            raise DataError("features without labels cannot be split into training and test ones")
+        train, test = stratified(self.label, seed)
+        if len(test) == 0:
+            raise DataError("no class has two embeddings, so none to test on; label more images")
+        return self.subset(train), self.subset(test)
+
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write to .npz (`load` reads it) or .parquet (columns path, label, class,
         embedding), all at once or not at all."""
@@ -106,7 +122,8 @@ class Features:
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote, or an .npz of others with one array called embedding, features
+        or x and, if there are labels, whole numbers called label, labels or y."""
         file = Path(file)
         read = {".npz": _read_npz, ".parquet": _read_parquet}[_format(file)]
         try:
@@ -139,7 +156,8 @@ def extract(
         near = suggestion(str(precision), ("fp32", "bf16"))
         raise ConfigError(f"unknown precision {precision}; known: fp32, bf16{near}")
     device = torch.device(device)
-    home = next(encoder.parameters()).device
+    # An encoder that is not torch's has no parameters.
+    home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     training = {module: module.training for module in encoder.modules()}
     view = View(size=size)
     embedding = np.empty((len(source), encoder.dim), np.float32)
@@ -229,6 +247,7 @@ def _batches(
 
 
 _MARK = "selfsight.features.1"
+_FOREIGN = {"embedding": ("embedding", "features", "x"), "label": ("label", "labels", "y")}
 _BROKEN = (
     DataError,
     EOFError,
@@ -282,7 +301,11 @@ def _write_npz(features: Features, stream: IO[bytes]) -> None:
 def _read_npz(file: Path) -> dict[str, Any]:
     # numpy would leave a broken file open.
     with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        if not isinstance(archive, np.lib.npyio.NpzFile) or str(archive["format"]) != _MARK:
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("another format")
+        if "format" not in archive:
+            return _foreign_npz(archive)
+        if str(archive["format"]) != _MARK:
             raise ValueError("another format")
         embedding, length = archive["embedding"], archive["length"]
         text = archive["text"].tobytes()
@@ -298,6 +321,21 @@ def _read_npz(file: Path) -> dict[str, Any]:
         "path": tuple(names[:n]),
         "classes": tuple(names[n:]),
     }
+
+
+def _foreign_npz(archive: Any) -> dict[str, Any]:
+    """The arrays of an archive that we did not write, by their names."""
+    found: dict[str, Any] = {}
+    for field, names in _FOREIGN.items():
+        present = [name for name in names if name in archive]
+        if len(present) > 1 or (field == "embedding" and not present):
+            raise ValueError(f"one array is called {', '.join(names[:-1])} or {names[-1]}")
+        found[field] = archive[present[0]] if present else None
+    if found["embedding"].dtype.kind not in "fiu":
+        raise ValueError(f"embeddings are numbers, not {found['embedding'].dtype}")
+    if found["label"] is not None and found["label"].dtype.kind not in "iu":
+        raise ValueError(f"labels are whole numbers, not {found['label'].dtype}")
+    return found
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -336,9 +374,11 @@ def _read_parquet(file: Path) -> dict[str, Any]:
     dim = column.type.list_size
     embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), dim)
     path = table["path"].to_pylist()
+    label = table["label"].to_numpy() if mark["labelled"] else None
     return {
-        "embedding": embedding,
-        "label": table["label"].to_numpy() if mark["labelled"] else None,
+        # Arrow's memory may be read only, which torch would not share.
+        "embedding": np.require(embedding, requirements="W"),
+        "label": None if label is None else np.require(label, requirements="W"),
         "path": tuple(_decode(name) if isinstance(name, bytes) else name for name in path),
         "classes": tuple(mark["classes"]),
     }

@@ -16,12 +16,15 @@ Pillow's to judge.
   cannot be seen: a JPEG cut and closed with a proper end marker
 """
 
+import contextlib
 import io
 import os
 import re
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +52,7 @@ __all__ = [
     "WHITE",
     "Undecodable",
     "decode",
+    "decode_mask",
     "read_bytes",
     "sniff",
 ]
@@ -126,22 +130,49 @@ def decode(source: bytes | str | os.PathLike[str], least: int = 0) -> Pixels:
     least: a JPEG may come at a half, a quarter or an eighth of its size while its short
         side keeps that many pixels; 0 asks for the whole
     """
+    with _opened(source, FORMATS) as (image, kind, data):
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            pixels = _jpeg(image, data, least)
+        else:
+            _load(image, kind, data)
+            pixels = _rgb(image)
+        return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+
+
+def decode_mask(source: bytes | str | os.PathLike[str]) -> NDArray[Any]:
+    """(H, W) uint8 or uint16 from a PNG's content or path: the numbers it stores, not the colours
+    that its palette gives them."""
+    with _opened(source, ("PNG",)) as (image, kind, data):
+        _load(image, kind, data)
+        if image.mode not in ("1", "L", "P", "I;16"):
+            raise Undecodable(f"{image.mode} colours; a mask has one number per pixel")
+        values: NDArray[Any] = np.asarray(image)
+        if image.mode == "1":
+            return values.astype(np.uint8)
+        # Pillow spreads grey of 2 and 4 bits over 8.
+        spread = {2: 85, 4: 17}.get(data[24], 1) if image.mode == "L" else 1
+        numbers: NDArray[Any] = values // values.dtype.type(spread)
+        return numbers
+
+
+@contextlib.contextmanager
+def _opened(
+    source: bytes | str | os.PathLike[str], formats: tuple[str, ...]
+) -> Iterator[tuple[ImageFile.ImageFile, str, bytes]]:
+    """The image, not yet decoded, its format and its bytes; whatever goes wrong until it is
+    left is Undecodable."""
     data = source if isinstance(source, bytes) else read_bytes(source)[0]
     if not data:
         raise Undecodable("an empty file")
     kind = sniff(data)
-    if kind is None:
-        raise Undecodable(f"not an image of a known format ({', '.join(FORMATS)})")
+    if kind is None or kind not in formats:
+        raise Undecodable(f"not an image of a known format ({', '.join(formats)})")
     try:
         with _open(kind, data) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise Undecodable(f"{width}×{height} is more than {MAX_PIXELS} pixels")
-            if isinstance(image, JpegImagePlugin.JpegImageFile):
-                pixels = _jpeg(image, data, least)
-            else:
-                pixels = _whole(kind, image, data)
-            return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+            yield image, kind, data
     except (Undecodable, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -177,13 +208,12 @@ def _jpeg(image: JpegImagePlugin.JpegImageFile, data: bytes, least: int) -> Pixe
     return pixels
 
 
-def _whole(kind: str, image: ImageFile.ImageFile, data: bytes) -> Pixels:
+def _load(image: ImageFile.ImageFile, kind: str, data: bytes) -> None:
     if kind == "GIF":
         _check_gif(image, data)
     image.load()
     if kind == "PNG":
         _check_png(data)
-    return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Pixels:

@@ -2,19 +2,31 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selfsight import philox
-from selfsight.data.base import Arrays, Source, Subset, pixel_digest
+from selfsight.data.base import Arrays, Pixels, Skip, Source, Subset, pixel_digest, printable
 from selfsight.data.named import NAMES
 from selfsight.data.sources import Data, open_source
 from selfsight.errors import DataError
 from selfsight.philox import Purpose
 
-__all__ = ["duplicates", "evaluation_split", "in_memory", "parts"]
+__all__ = [
+    "COPY",
+    "copied_images",
+    "duplicates",
+    "evaluation_split",
+    "in_memory",
+    "parts",
+    "refusal",
+    "stratified",
+]
+
+# Why a training image is left out.
+COPY = "equal to a test image"
 
 _TEST_FRACTION = 0.2
 
@@ -34,12 +46,24 @@ def parts(data: Data) -> tuple[Data, Data] | None:
     return None
 
 
-def evaluation_split(data: Data, seed: int = 0, **options: Any) -> tuple[Source, Source]:
+def evaluation_split(
+    data: Data,
+    seed: int = 0,
+    *,
+    duplicates: Literal["refuse", "drop"] = "refuse",
+    **options: Any,
+) -> tuple[Source, Source]:
     """Training and test images with labels: the data's own parts, otherwise four fifths and
-    one fifth of every class. `options` are those of `open_source`."""
+    one fifth of every class. `options` are those of `open_source`.
+
+    duplicates: what becomes of training images that are equal to test images. Those of declared
+        parts are refused, or left out of the training part; from a split that is drawn here they
+        are always left out
+    """
     declared = parts(data)
     if declared is None:
-        return _stratified(open_source(data, labels=True, **options), seed)
+        train, test = _stratified(open_source(data, labels=True, **options), seed)
+        return _without_copies(train, test)
     train, test = (open_source(part, labels=True, **options) for part in declared)
     if train.classes != test.classes:
         strange = sorted(set(train.classes) ^ set(test.classes))
@@ -48,40 +72,114 @@ def evaluation_split(data: Data, seed: int = 0, **options: Any) -> tuple[Source,
             f"{train.name} and {test.name} have different classes: only {where} has "
             f"{strange[0]}; give both the same sub-folders"
         )
-    return train, test
+    return _without_copies(train, test, refuse=duplicates == "refuse")
+
+
+def _without_copies(train: Source, test: Source, refuse: bool = False) -> tuple[Source, Source]:
+    copies, copied = copied_images(train, test)
+    if not copies:
+        return train, test
+    if refuse:
+        raise refusal(train, test, copies, copied, "leave their copies out of the training part")
+    rest = np.setdiff1d(np.arange(len(train)), copies)
+    if len(rest) == 0:
+        raise DataError(
+            f"every training image of {train.name} is equal to a test image; nothing is left to "
+            "learn from"
+        )
+    left = train.subset(rest)
+    left.skipped = (*left.skipped, *(Skip(train.path(i), COPY) for i in copies))
+    return left, test
+
+
+def copied_images(train: Source, test: Source) -> tuple[list[int], list[int]]:
+    """(numbers in train, numbers in test) of the images that are in both."""
+    ours, theirs = _contents(train, test)
+    shared = set(ours.values()) & set(theirs.values())
+    first, second = (
+        [index for index, content in part.items() if content in shared] for part in (ours, theirs)
+    )
+    return first, second
+
+
+def refusal(
+    train: Source, test: Source, copies: list[int], copied: list[int], drop: str
+) -> DataError:
+    """copies, copied: numbers of equal images in train and test; drop: what that would do."""
+    first = duplicates(train.subset(copies), test.subset(copied[:1]))[0][0]
+    return DataError(
+        f"{len(copied)} of {len(test)} test images of {test.name} are training images, too, "
+        f"the first is {printable(test.path(copied[0]))}, equal to "
+        f"{printable(train.path(copies[first]))}; remove them, or {drop} with --duplicates drop"
+    )
 
 
 def _stratified(source: Source, seed: int) -> tuple[Source, Source]:
     assert source.labels is not None
-    test: list[NDArray[np.int64]] = []
-    for label in range(len(source.classes)):
-        members = np.flatnonzero(source.labels == label)
+    rest, chosen = stratified(source.labels, seed)
+    if len(chosen) == 0:
+        raise DataError(
+            f"{source.name} has no class with two images, so none to test on; label more images"
+        )
+    return source.subset(rest), source.subset(chosen)
+
+
+def stratified(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the training and of the test part of `labels` (N,): four fifths and one fifth
+    of every class, by a seed."""
+    test = [np.empty(0, np.int64)]
+    for label in np.unique(labels).tolist():
+        members = np.flatnonzero(labels == label)
         # At least one for each side; a class of one image has nothing to be tested on.
         count = min(max(1, round(_TEST_FRACTION * len(members))), len(members) - 1)
         if count > 0:
             drawn = philox.permutation(seed, label, Purpose.SPLIT, len(members))[:count]
             test.append(members[drawn])
-    if not test:
-        raise DataError(
-            f"{source.name} has no class with two images, so none to test on; label more images"
-        )
     chosen = np.sort(np.concatenate(test))
-    rest = np.setdiff1d(np.arange(len(source)), chosen)
-    return source.subset(rest), source.subset(chosen)
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
 def duplicates(train: Source, test: Source) -> list[tuple[int, int]]:
     """(number in train, number in test) of every pair of equal images: equal files, or equal
     pixels where one side is not made of files."""
-    by_pixels = in_memory(train) != in_memory(test)
+    ours, theirs = _contents(train, test)
     known: dict[bytes, list[int]] = {}
-    for index in range(len(train)):
-        known.setdefault(_content(train, index, by_pixels), []).append(index)
+    for first, content in ours.items():
+        known.setdefault(content, []).append(first)
     return [
-        (first, index)
-        for index in range(len(test))
-        for first in known.get(_content(test, index, by_pixels), ())
+        (first, second) for second, content in theirs.items() for first in known.get(content, ())
     ]
+
+
+def _contents(train: Source, test: Source) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """Digests by number, of images that may have an equal on the other side."""
+    arrays = in_memory(train), in_memory(test)
+    first, second = (
+        # Files were digested when they were checked, pixels were not: a look at a few of them
+        # leaves hardly any to digest.
+        _alike(train, test) if all(arrays) else (range(len(train)), range(len(test)))
+    )
+    by_pixels = arrays[0] != arrays[1]
+    return (
+        {index: _content(train, index, by_pixels) for index in first},
+        {index: _content(test, index, by_pixels) for index in second},
+    )
+
+
+def _alike(train: Source, test: Source) -> tuple[list[int], list[int]]:
+    """The numbers of images that have their like, by a few pixels, on the other side."""
+    looks = [
+        [hash(_look(source.read(index))) for index in range(len(source))]
+        for source in (train, test)
+    ]
+    shared = set(looks[0]) & set(looks[1])
+    first, second = ([i for i, look in enumerate(one) if look in shared] for one in looks)
+    return first, second
+
+
+def _look(pixels: Pixels) -> bytes:
+    height, width, _ = pixels.shape
+    return pixels[:: max(1, height // 8), :: max(1, width // 8)].tobytes()
 
 
 def in_memory(source: Source) -> bool:
