@@ -283,3 +283,13 @@ def test_the_patch_projection_of_a_vit_and_of_nothing_else():
     assert encoder.patch_projection.weight.shape == (encoder.token_dim, 3, 16, 16)
     with pytest.raises(ConfigError, match=r"test_resnet has no projection of patches; take a ViT"):
         make("test_resnet").patch_projection  # noqa: B018
+
+
+def test_an_architecture_registered_after_the_first_use():
+    create_encoder("test_resnet", seed=0)
+
+    @timm.models.register_model
+    def late_resnet(pretrained=False, **options):
+        return timm.create_model("test_resnet", pretrained, **options)
+
+    assert create_encoder("late_resnet", seed=0).dim == create_encoder("test_resnet", seed=0).dim

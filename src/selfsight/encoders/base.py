@@ -1,9 +1,12 @@
 """What the methods ask of an encoder."""
 
 import abc
+import copy
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+
+from selfsight.errors import ConfigError
 
 __all__ = ["Encoder"]
 
@@ -17,6 +20,7 @@ class Encoder(nn.Module, abc.ABC):
     size: native side of the input in pixels
     multiple: input sides are multiples of this: the patch of a ViT, 1 for a CNN
     maskable: whether `tokens` accepts `keep` and `mask`
+    levels: how many feature maps `maps` can give, numbered from the input; 0 if it gives none
     mean, std: what the input is normalised by
     crop_pct: fraction of the short side that the evaluation crop keeps
     pretrained: whether it started from trained weights
@@ -32,6 +36,7 @@ class Encoder(nn.Module, abc.ABC):
     std: tuple[float, float, float]
     crop_pct: float
     pretrained = False
+    levels = 0
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -81,3 +86,27 @@ class Encoder(nn.Module, abc.ABC):
     def fix_positions(self, positions: Tensor) -> None:
         """Give a maskable encoder these positions (T, token_dim) for good, in place of learned
         ones."""
+
+    def copied(self, *, drop_path: float = 0.0, average: bool = False) -> "Encoder":
+        """Another encoder with these weights, to be trained further.
+
+        drop_path: probability, in training, of leaving a residual branch of the last block out;
+            it grows with the depth
+        average: pool by the mean over the patches, whose norm is a new one
+        """
+        if drop_path or average:
+            raise ConfigError(f"{self.name} cannot be rebuilt; leave drop-path and mean pooling")
+        return copy.deepcopy(self)
+
+    def layers(self) -> list[list[str]]:
+        """Names of the parameters from the input to the output: the stem's, those of each block
+        of a transformer or stage of a CNN, and what follows them, which may be none."""
+        raise ConfigError(
+            f"{self.name} does not tell its layers apart; train them all alike, by a layer_decay "
+            "of 1 and a from_layer of 0"
+        )
+
+    def undecayed(self) -> frozenset[str]:
+        """Names of parameters, beside biases and norms, that weight decay spares: positions,
+        class tokens."""
+        return frozenset()

@@ -1,5 +1,6 @@
-"""Any timm model as an encoder; the one file that knows timm's insides."""
+"""Any timm model as an encoder; with `parts`, all that knows timm's insides."""
 
+import copy
 import functools
 import inspect
 import json
@@ -15,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.attention import Attention
-from timm.layers.patch_embed import PatchEmbed
 from timm.models import PretrainedCfg, checkpoint_seq
 from timm.models._input import _get_global_pool
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from selfsight.encoders import parts
 from selfsight.encoders.base import Encoder
 from selfsight.encoders.weights import RESERVED, Triple, Weights, find
 from selfsight.errors import ConfigError, suggestion
@@ -51,11 +52,12 @@ class TimmEncoder(Encoder):
         self.name, self.size, self.options, self.settings = name, size, options, settings
         self.mean, self.std, self.crop_pct = mean, std, crop_pct
         self.interpolation = interpolation
-        self.multiple = _patch(model)
+        self.multiple = parts.side(model)
         # Behind a convolutional stem a dropped patch would still be seen by its neighbours.
         self.maskable = isinstance(model, VisionTransformer) and self.multiple > 1
         shape = self._shape(size, size)
         self.dim, self.token_dim = shape.dim, shape.token_dim
+        self.levels = len(getattr(model, "feature_info", ()))
 
     @property
     def architecture(self) -> str:
@@ -90,7 +92,7 @@ class TimmEncoder(Encoder):
                     "take a ViT such as vit_small_patch16_224"
                 )
             features = model.forward_features(x)
-            return model.forward_head(features), _patches(model, features)
+            return model.forward_head(features), parts.patches(model, features)
         e = model.patch_embed(x)
         if mask is not None:
             assert mask_token is not None
@@ -136,10 +138,36 @@ class TimmEncoder(Encoder):
 
     def fresh(self, name: str | None = None, seed: int | None = None) -> "TimmEncoder":
         other = create_encoder(name or self.name, size=self.size, seed=seed, **self.options)
-        # It will be shown the same views.
-        other.mean, other.std = self.mean, self.std
-        other.crop_pct, other.interpolation = self.crop_pct, self.interpolation
-        return other
+        return self._shows(other)
+
+    def copied(self, *, drop_path: float = 0.0, average: bool = False) -> "TimmEncoder":
+        changed: dict[str, Any] = {}
+        if drop_path != self.options.get("drop_path_rate", 0.0):
+            changed["drop_path_rate"] = drop_path
+        if average and self.pool != "avg":
+            if not self.maskable:
+                raise ConfigError(f"{self.name} pools in a way of its own; leave mean pooling")
+            changed["global_pool"] = "avg"
+        if not changed:
+            return copy.deepcopy(self)
+        other = create_encoder(self.name, size=self.size, seed=0, **{**self.options, **changed})
+        if drop_path and not parts.drops_paths(other.model):
+            raise ConfigError(f"{self.name} has no residual branches to drop; leave drop-path")
+        state, new = self.model.state_dict(), other.model.state_dict()
+        if "global_pool" in changed:
+            # timm then takes the norm after the mean, not before; as MAE it starts afresh.
+            state = {key: value for key, value in state.items() if key in new}
+            state |= {key: value for key, value in new.items() if key.startswith("fc_norm.")}
+        other.model.load_state_dict(state)
+        other.pretrained = self.pretrained
+        return self._shows(other)
+
+    def layers(self) -> list[list[str]]:
+        found = parts.layers(self.model)
+        return [[f"model.{name}" for name in part] for part in found] or super().layers()
+
+    def undecayed(self) -> frozenset[str]:
+        return frozenset(f"model.{name}" for name in parts.undecayed(self.model))
 
     def grid(self, x: Tensor) -> tuple[int, int]:
         shape = self._shape(*x.shape[-2:])
@@ -160,6 +188,12 @@ class TimmEncoder(Encoder):
         with torch.no_grad():
             learned.copy_(F.pad(positions, (0, 0, prefix, 0)))
         learned.requires_grad_(False)
+
+    def _shows(self, other: "TimmEncoder") -> "TimmEncoder":
+        """The other encoder, which will be shown the same views."""
+        other.mean, other.std = self.mean, self.std
+        other.crop_pct, other.interpolation = self.crop_pct, self.interpolation
+        return other
 
     def _shape(self, height: int, width: int) -> "_Shape":
         return _shape(self.name, json.dumps(self.settings, sort_keys=True), height, width)
@@ -226,8 +260,8 @@ def create_encoder(
 def _published(name: str) -> PretrainedCfg:
     """timm's own configuration of `name`."""
     architecture, _, tag = name.partition(".")
-    if architecture not in _names():
-        hint = suggestion(architecture, _names())
+    if not timm.is_model(architecture):
+        hint = suggestion(architecture, timm.list_models())
         raise ConfigError(f"unknown encoder {name}{hint} (`timm.list_models()` lists all)")
     try:
         found: PretrainedCfg | None = timm.get_pretrained_cfg(name)
@@ -235,11 +269,6 @@ def _published(name: str) -> PretrainedCfg:
         known = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
         raise ConfigError(f"{architecture} has no tag {tag}{suggestion(tag, known)}") from None
     return found or PretrainedCfg()
-
-
-@functools.cache
-def _names() -> frozenset[str]:
-    return frozenset(timm.list_models())
 
 
 def _build(name: str, settings: dict[str, Any], seed: int | None = None) -> nn.Module:
@@ -286,7 +315,7 @@ def _shape(name: str, settings: str, height: int, width: int) -> _Shape:
     try:
         with torch.device("meta"):
             model: Any = timm.create_model(name, num_classes=0, **json.loads(settings)).eval()
-            patch = _patch(model)
+            patch = parts.side(model)
             if height % patch or width % patch:
                 raise _not_multiples(name, patch, height, width)
             x = torch.empty(1, 3, height, width)
@@ -304,31 +333,14 @@ def _shape(name: str, settings: str, height: int, width: int) -> _Shape:
         ) from error
     if not isinstance(features, Tensor):
         raise ConfigError(f"{name} gives several token maps where one is needed; take another")
-    count, token_dim = _patches(model, features).shape[1:]
+    count, token_dim = parts.patches(model, features).shape[1:]
     if features.ndim == 4:
-        rows = features.shape[1 if _channels_last(model) else 2]
+        rows = features.shape[1 if parts.channels_last(model) else 2]
     else:
         rows = round(math.sqrt(count * height / width))
     if rows == 0 or count % rows:
         raise ConfigError(f"{name} gives {count} tokens, which are no map; take another encoder")
     return _Shape(dim, token_dim, rows, count // rows)
-
-
-def _patch(model: Any) -> int:
-    """Side of the patches that the input is cut into without overlap, else 1."""
-    embed = getattr(model, "patch_embed", None)
-    return int(embed.patch_size[0]) if isinstance(embed, PatchEmbed) else 1
-
-
-def _channels_last(model: Any) -> bool:
-    return getattr(model, "output_fmt", "NCHW") == "NHWC"
-
-
-def _patches(model: Any, features: Tensor) -> Tensor:
-    """(N, T, token_dim) from what `forward_features` gives."""
-    if features.ndim == 3:
-        return features[:, getattr(model, "num_prefix_tokens", 0) :]
-    return features.flatten(1, 2) if _channels_last(model) else features.flatten(2).mT
 
 
 def _fill(model: nn.Module, name: str, settings: dict[str, Any], weights: Weights) -> None:
