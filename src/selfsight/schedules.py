@@ -20,9 +20,9 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def steps(progress: float, drops: Sequence[float]) -> float:
-    """Factor on the base rate: a tenth for each of `drops` that has been passed."""
-    return 0.1 ** sum(progress >= drop for drop in drops)
+def steps(progress: float, drops: Sequence[float], factor: float = 0.1) -> float:
+    """Factor on the base rate: `factor` for each of `drops` that has been passed."""
+    return factor ** sum(progress >= drop for drop in drops)
 
 
 def warmup_cosine(

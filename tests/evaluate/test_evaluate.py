@@ -6,8 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from selfsight.data.base import Arrays, Source
+from selfsight.encoders import create_encoder
 from selfsight.errors import ConfigError, DataError
-from selfsight.evaluate import Report, Score, evaluate, interval
+from selfsight.evaluate import (
+    KNN,
+    LinearProbe,
+    OnImages,
+    Report,
+    Score,
+    Sight,
+    evaluate,
+    interval,
+    judge,
+    select,
+)
 from selfsight.features import Features
 
 
@@ -25,14 +38,15 @@ def test_report() -> None:
     report = evaluate(TRAIN, TEST)
     assert [score.protocol for score in report.scores] == ["knn", "linear"]
     knn, linear = report["knn"], report["linear"]
-    assert knn.correct is not None
-    assert knn.accuracy == knn.correct.mean()
-    assert (knn.low, knn.high) == interval(knn.correct)
-    assert knn.low < knn.accuracy < knn.high
-    assert (knn.n, knn.details) == (80, {"k": 20, "temperature": 0.07})
-    assert set(linear.details) == {"strength", "at_edge", "tuned", "converged", "seed"}
+    assert knn.each is not None
+    assert knn.value == knn.each.mean()
+    assert (knn.low, knn.high) == interval(knn.each)
+    assert knn.low < knn.value < knn.high
+    assert knn.n == 80
+    assert knn.details["k"] == 20
+    assert {"strength", "at_edge", "tuned", "converged", "seed"} < set(linear.details)
     again = json.loads(json.dumps(report.json()))
-    assert again["scores"][0]["accuracy"] == knn.accuracy
+    assert again["scores"][0]["value"] == knn.value
     assert evaluate(TRAIN, TEST).json() == report.json()
 
 
@@ -43,10 +57,12 @@ def test_table_and_text() -> None:
             Score("linear", "linear", 1.0, 0.9, 1.0, 1100),
         ]
     )
-    assert report.table()[0] == ("kNN (k=20, T=0.07)", "61.2%", "[58.3, 64.0]", "n=1,100")
+    assert report.table()[0] == (
+        "kNN (k=20, T=0.07)", "accuracy", "61.2%", "[58.3, 64.0]", "n=1,100",
+    )  # fmt: skip
     assert str(report).splitlines() == [
-        "kNN (k=20, T=0.07)   61.2%  [58.3, 64.0]   n=1,100",
-        "linear              100.0%  [90.0, 100.0]  n=1,100",
+        "kNN (k=20, T=0.07)  accuracy   61.2%  [58.3, 64.0]   n=1,100",
+        "linear              accuracy  100.0%  [90.0, 100.0]  n=1,100",
     ]
     assert str(Report([])) == ""
 
@@ -78,3 +94,50 @@ def test_unknown_protocol() -> None:
         evaluate(TRAIN, TEST, "knn")
     with pytest.raises(ConfigError, match="list of names"):
         evaluate(TRAIN, TEST, ())
+
+
+def test_protocols_with_options() -> None:
+    report = evaluate(TRAIN, TEST, [KNN(k=5), "linear"])
+    assert report["knn"].details["k"] == 5
+    built = select(("knn", "linear"), {"knn": {"k": 7}, "linear": {"seed": 3}})
+    assert isinstance(built[0], KNN)
+    assert isinstance(built[1], LinearProbe)
+    assert (built[0].k, built[1].seed) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"kk": 3}, r"unknown option kk of knn; did you mean k\?"),
+        ({"k": 0}, r"--knn.k 0 of knn: must be 1 or more"),
+        ({"temperature": "warm"}, "--knn.temperature warm of knn: must be a number"),
+    ],
+)
+def test_wrong_options(chosen: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        select(("knn",), {"knn": chosen})
+
+
+class Counts(OnImages):
+    """How many images there are."""
+
+    name = "counts"
+
+    def measure(self, sight: Sight, train: Source, test: Source) -> list[Score]:
+        return [Score("counts", "counts", len(train) / len(test), 0, 1, len(test))]
+
+
+def test_what_needs_an_encoder_is_not_asked_of_features() -> None:
+    with pytest.raises(ConfigError, match="counts needs images and the encoder"):
+        evaluate(TRAIN, TEST, ["knn", Counts()])
+
+
+def test_judge_opens_the_data_as_each_protocol_reads_them() -> None:
+    labels = np.arange(60) % 2
+    images = np.random.default_rng(0).integers(0, 50, (60, 16, 16, 3)).astype(np.uint8)
+    images[labels == 1, :, :, 0] += 150
+    sight = Sight(create_encoder("test_resnet", size=16, seed=0), 16)
+    report = judge(sight, Arrays("two", images, labels, ("a", "b")), [KNN(k=3), Counts()])
+    assert [score.protocol for score in report.scores] == ["knn", "counts"]
+    assert report["knn"].value == 1
+    assert (report["counts"].value, report["counts"].n) == (4, 12)

@@ -10,8 +10,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from selfsight.errors import ConfigError, DataError
-from selfsight.evaluate import knn
+from selfsight.evaluate import evaluate, neighbours
 from selfsight.evaluate.knn import KNN
+from selfsight.features import Features
 
 GOLDEN = os.environ.get("SELFSIGHT_GOLDEN")
 
@@ -32,6 +33,52 @@ def test_equals_scikit_learn(k: int, temperature: float) -> None:
     ours = KNN(k, temperature).fit(x, y)
     np.testing.assert_allclose(ours.proba(test), theirs.predict_proba(test), atol=2e-5)
     assert (ours.predict(test) == theirs.predict(test)).all()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_majority_equals_scikit_learn(k: int, metric: str) -> None:
+    (x, y), (test, _) = clusters(600), clusters(200, seed=1)
+    theirs = KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(x, y)
+    ours = KNN(k, metric=metric, vote="majority").fit(x, y)
+    np.testing.assert_allclose(ours.proba(test), theirs.predict_proba(test), atol=1e-12)
+    assert (ours.predict(test) == theirs.predict(test)).all()
+
+
+def test_euclidean_weights_are_one_over_the_distance() -> None:
+    x, y = np.array([[0.0], [3.0], [4.0]]), np.array([1, 0, 0])
+    # From 2: distances 2, 1 and 2.
+    votes = KNN(3, metric="euclidean").fit(x, y).proba(np.array([[2.0]]))
+    near, far = 1 / 1.00001, 1 / 2.00001
+    np.testing.assert_allclose(votes, [[near + far, far]] / np.array(near + 2 * far), rtol=1e-12)
+    (x, y), (test, _) = clusters(600), clusters(200, seed=1)
+    theirs = KNeighborsClassifier(20, algorithm="brute", weights=lambda d: 1 / (d + 1e-5)).fit(x, y)
+    ours = KNN(20, metric="euclidean").fit(x, y)
+    np.testing.assert_allclose(ours.proba(test), theirs.predict_proba(test), atol=2e-5)
+    assert (ours.predict(test) == theirs.predict(test)).all()
+    # An equal row outweighs others, and does not divide by zero.
+    assert (ours.predict(x) == y).all()
+
+
+def test_scores_declare_how_neighbours_voted() -> None:
+    (x, y), (test, target) = clusters(100), clusters(50, seed=1)
+    train, test = Features(x, y), Features(test, target)
+    told = {
+        "kNN (k=5, T=0.1)": (KNN(5, 0.1), {"temperature": 0.1}),
+        "kNN (k=5, majority)": (KNN(5, vote="majority"), {"vote": "majority"}),
+        "kNN (k=5, Euclidean, 1/d)": (KNN(5, metric="euclidean"), {"metric": "euclidean"}),
+        "kNN (k=5, Euclidean, majority)": (
+            KNN(5, metric="euclidean", vote="majority"),
+            {"metric": "euclidean", "vote": "majority"},
+        ),
+    }
+    for name, (protocol, details) in told.items():
+        score = evaluate(train, test, [protocol])["knn"]
+        assert score.name == name
+        assert {"k": 5, "metric": "cosine", "vote": "weighted", **details} == {
+            key: score.details[key] for key in ("k", "metric", "vote", *details)
+        }
+        assert ("temperature" in score.details) == ("T=" in name)
 
 
 @pytest.mark.skipif(not GOLDEN, reason="SELFSIGHT_GOLDEN is not set")
@@ -57,18 +104,25 @@ def test_equals_dino() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     (x, y), (test, _) = clusters(300), clusters(50, seed=1)
     whole = KNN().fit(x, y).proba(test)
-    monkeypatch.setattr(knn, "_BLOCK", 7 * 300)
-    np.testing.assert_allclose(KNN().fit(x, y).proba(test), whole, atol=1e-6)
+    monkeypatch.setattr(neighbours, "_QUERIES", 7)
+    monkeypatch.setattr(neighbours, "_ROWS", 64)
+    np.testing.assert_array_equal(KNN().fit(x, y).proba(test), whole)
 
 
-def test_leave_one_out_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_leave_one_out_is_what_it_says(
+    metric: str, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = clusters(40)
-    monkeypatch.setattr(knn, "_BLOCK", 11 * 40)
-    ours = KNN(k=5).fit(x, y).proba(x, exclude_self=True)
+    x = x.astype(dtype)
+    monkeypatch.setattr(neighbours, "_QUERIES", 11)
+    monkeypatch.setattr(neighbours, "_BLOCK64", 11 * 40)
+    ours = KNN(k=5, metric=metric).fit(x, y).proba(x, exclude_self=True)
     for i in range(40):
         rest = np.arange(40) != i
-        others = KNN(k=5).fit(x[rest], y[rest]).proba(x[i : i + 1])[0]
-        np.testing.assert_allclose(ours[i, : len(others)], others, atol=1e-5)
+        others = KNN(k=5, metric=metric).fit(x[rest], y[rest]).proba(x[i : i + 1])[0]
+        np.testing.assert_allclose(ours[i, : len(others)], others, atol=1e-12)
 
 
 def test_equal_votes_go_to_the_lower_class() -> None:
@@ -111,6 +165,9 @@ def test_refuses_what_it_cannot_use() -> None:
         KNN(k=0)
     with pytest.raises(ConfigError, match="temperature > 0"):
         KNN(temperature=0.0)
+    for chosen in ({"metric": "euclidean"}, {"vote": "majority"}):
+        with pytest.raises(ConfigError, match="weighted vote by cosine only; leave it out"):
+            KNN(temperature=0.1, **chosen)
     broken = x.copy()
     broken[[4, 9], 2] = np.nan
     with pytest.raises(DataError, match=r"2 of 30 feature rows are not finite \(rows 4, 9\)"):

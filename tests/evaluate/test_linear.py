@@ -6,8 +6,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from selfsight.errors import ConfigError, DataError
-from selfsight.evaluate import linear
+from selfsight.evaluate import linear, probe
 from selfsight.evaluate.linear import STRENGTHS, LinearProbe
+from selfsight.evaluate.probe import fifth
 
 
 def clusters(
@@ -64,35 +65,52 @@ def test_binary_is_no_special_case() -> None:
 
 def test_chooses_on_training_features_and_reports_the_edge() -> None:
     (x, y), (test, test_y) = clusters(400, noise=4.0), clusters(1000, noise=4.0, seed=1)
-    probe = LinearProbe().fit(x, y)
-    assert probe.tuned
-    assert probe.strength in STRENGTHS
-    assert probe.at_edge == (probe.strength in (STRENGTHS[0], STRENGTHS[-1]))
     best = max(LinearProbe([s]).fit(x, y).score(test, test_y) for s in STRENGTHS)
-    assert probe.score(test, test_y) > best - 0.05
+    for folds in (1, 5):
+        ours = LinearProbe(folds=folds).fit(x, y)
+        assert ours.tuned
+        assert ours.strength in STRENGTHS
+        assert ours.at_edge == (ours.strength in (STRENGTHS[0], STRENGTHS[-1]))
+        assert ours.score(test, test_y) > best - 0.05
     low = LinearProbe([1e-5, 1e-4]).fit(x, y)  # both far too weak
     assert low.at_edge
 
 
 def test_the_split_is_seeded_and_keeps_every_class() -> None:
     y = torch.tensor([0] * 10 + [1] * 2 + [2])
-    probe = LinearProbe(seed=3)
-    probe.classes = torch.arange(3)
-    fitted, held = probe._split(y)
+    fitted, held = fifth(y, 3)
     assert sorted([*fitted.tolist(), *held.tolist()]) == list(range(13))
     assert torch.bincount(y[fitted]).tolist() == [8, 1, 1]
     assert torch.bincount(y[held]).tolist() == [2, 1]
-    assert probe._split(y)[1].tolist() == held.tolist()
-    other = LinearProbe(seed=4)
-    other.classes = probe.classes
-    assert other._split(y)[1].tolist() != held.tolist()
+    assert fifth(y, 3)[1].tolist() == held.tolist()
+    assert fifth(y, 4)[1].tolist() != held.tolist()
+
+
+def test_five_fifths_hold_out_every_image_once() -> None:
+    y = torch.tensor([0] * 9 + [1] * 3 + [2])
+    splits = [fifth(y, 0, number) for number in range(5)]
+    assert sorted(torch.cat([held for _, held in splits]).tolist()) == list(range(12))
+    for fitted, held in splits:
+        assert sorted([*fitted.tolist(), *held.tolist()]) == list(range(13))
 
 
 def test_one_image_of_each_class_leaves_nothing_to_hold_out() -> None:
     x, _ = clusters(5)
-    probe = LinearProbe().fit(x, np.arange(5))
-    assert not probe.tuned
-    assert probe.score(x, np.arange(5)) == 1
+    ours = LinearProbe().fit(x, np.arange(5))
+    assert not ours.tuned
+    assert ours.score(x, np.arange(5)) == 1
+
+
+def test_may_be_standardised_by_other_images() -> None:
+    (x, y), (others, _) = clusters(8, d=4, classes=2), clusters(500, d=4)
+    ours = LinearProbe([1e-2]).fit(x, y, others)
+    np.testing.assert_allclose(ours.mean.numpy(), others.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(ours.scale.numpy(), others.std(0), rtol=1e-5)
+    z = (x - others.mean(0, dtype=np.float64)) / others.std(0, dtype=np.float64)
+    # Already standardised: by two points of deviation 1 about 0.
+    poles = np.concatenate([np.ones((1, 4)), -np.ones((1, 4))])
+    theirs = LinearProbe([1e-2]).fit(z, y, poles)
+    np.testing.assert_allclose(ours.weight.numpy(), theirs.weight.numpy(), atol=1e-3)
 
 
 def test_class_numbers_need_not_be_consecutive() -> None:
@@ -105,9 +123,9 @@ def test_constant_and_badly_scaled_channels() -> None:
     x, y = clusters(300, noise=0.3)
     plain = LinearProbe([0.01]).fit(x, y)
     padded = np.concatenate([x, np.full((300, 2), 0.1, np.float32)], axis=1)
-    probe = LinearProbe([0.01]).fit(padded, y)
-    assert probe.weight[:, -2:].abs().max() < 1e-4
-    np.testing.assert_allclose(probe.weight[:, :-2].numpy(), plain.weight.numpy(), atol=1e-3)
+    ours = LinearProbe([0.01]).fit(padded, y)
+    assert ours.weight[:, -2:].abs().max() < 1e-4
+    np.testing.assert_allclose(ours.weight[:, :-2].numpy(), plain.weight.numpy(), atol=1e-3)
     huge = LinearProbe([0.01]).fit(x * 1e6 + 1e6, y)
     np.testing.assert_allclose(huge.weight.numpy(), plain.weight.numpy(), atol=1e-2)
 
@@ -121,6 +139,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = clusters(200)
     whole = LinearProbe([1e-2, 1e-1]).fit(x, y)
     monkeypatch.setattr(linear, "_BLOCK", 500)
+    monkeypatch.setattr(probe, "_BLOCK", 500)
     parts = LinearProbe([1e-2, 1e-1]).fit(x, y)
     assert parts.strength == whole.strength
     np.testing.assert_allclose(parts.weight.numpy(), whole.weight.numpy(), atol=1e-3)

@@ -31,6 +31,22 @@ def knn(
     }
 
 
+def knn_euclidean(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, k: int, T: None,
+    epsilon: float,
+) -> Outputs:  # fmt: skip
+    assert epsilon == 1e-5, f"ours is 1e-5, not {epsilon}"
+    fitted = KNN(k, metric="euclidean").fit(train, train_labels)
+    return {"pred": fitted.predict(test), "top1": 100 * fitted.score(test, test_labels)}
+
+
+def knn_majority(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, k: int
+) -> Outputs:
+    fitted = KNN(k, metric="euclidean", vote="majority").fit(train, train_labels)
+    return {"acc": fitted.score(test, test_labels)}
+
+
 def shares(outputs: Arrays) -> Arrays:
     """Votes as shares, as ours are."""
     if "class_scores" not in outputs:

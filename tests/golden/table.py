@@ -23,7 +23,7 @@ __all__ = ["NOT_IMPLEMENTED", "RELATIONS"]
 NOT_IMPLEMENTED = {
     "dbn", "densecl",
     "frossl", "group_cholesky_whitening", "ibot_patch", "iternorm",
-    "knn_majority_euclidean", "knn_weighted_euclidean", "koleo", "lidar", "mmcr",
+    "koleo", "lidar", "mmcr",
     "msn", "pixpro_ppm", "pixpro_regression",
     "shuffled_dbn", "tico", "vibcreg", "vicregl", "wmse_loss",
     "wmse_pair_loss", "wmse_whitening",
@@ -296,7 +296,13 @@ RELATIONS: dict[str, AddTo] = {
     "dino": _dino(),
     "ema_schedule": _ema_schedule(),
     "ema_update": _same(training.ema_update, LIGHTLY),
+    "knn_majority_euclidean": {HTDT: Relation(ours=measures.knn_majority)},
     "knn_weighted": _knn_weighted(),
+    "knn_weighted_euclidean": {
+        SOLO: Relation(
+            ours=measures.knn_euclidean, aside={"top5": "we count the first class only"}
+        )
+    },
     "lars": _lars(),
     "lr_schedule": _lr_schedule(),
     "mae_loss": _mae_loss(),

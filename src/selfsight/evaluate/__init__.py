@@ -1,43 +1,249 @@
-"""How good an embedding is: accuracies on labelled images, with their intervals."""
+"""How good an encoder is: numbers on labelled images, with their intervals."""
 
-from collections.abc import Callable, Sequence
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
+from selfsight.data.base import Source
+from selfsight.data.sources import Data
+from selfsight.data.split import COPY, copied_images, evaluation_split, refusal
 from selfsight.errors import ConfigError, DataError, suggestion
+from selfsight.evaluate.base import OnFeatures, OnImages, Protocol, Sight
 from selfsight.evaluate.knn import KNN
+from selfsight.evaluate.leaks import without_leaks
 from selfsight.evaluate.linear import LinearProbe
 from selfsight.evaluate.report import Report, Score
 from selfsight.evaluate.statistics import interval, paired
+from selfsight.evaluate.stored import images_mark
 from selfsight.features import Features
+from selfsight.ranges import check
 
 __all__ = [
+    "DEFAULT",
     "KNN",
     "PROTOCOLS",
     "LinearProbe",
+    "OnFeatures",
+    "OnImages",
+    "Protocol",
     "Report",
     "Score",
-    "check_protocols",
+    "Sight",
+    "create",
     "evaluate",
     "interval",
+    "judge",
+    "measure",
+    "opened",
+    "options",
     "paired",
+    "select",
+    "settings",
 ]
+
+PROTOCOLS = {
+    "clustering": "selfsight.evaluate.clustering:Clustering",
+    "dense": "selfsight.evaluate.dense:Dense",
+    "detection": "selfsight.evaluate.detection:Detection",
+    "few": "selfsight.evaluate.few:Few",
+    "finetune": "selfsight.evaluate.finetune:Finetune",
+    "knn": "selfsight.evaluate.knn:KNN",
+    "linear": "selfsight.evaluate.linear:LinearProbe",
+    "multilabel": "selfsight.evaluate.multilabel:MultiLabel",
+    "propagation": "selfsight.evaluate.propagation:Propagation",
+    "recipe": "selfsight.evaluate.recipes:Official",
+    "retrieval": "selfsight.evaluate.retrieval:Retrieval",
+    "segmentation": "selfsight.evaluate.segmentation:Segmentation",
+    "sweep": "selfsight.evaluate.heads:Sweep",
+    "throughput": "selfsight.evaluate.throughput:Throughput",
+}
+
+DEFAULT = ("knn", "linear")
 
 
 def evaluate(
     train: Features,
     test: Features,
-    protocols: Sequence[str] = ("knn", "linear"),
-    seed: int = 0,
+    protocols: Sequence[str | Protocol] = DEFAULT,
+    *,
+    duplicates: Literal["refuse", "drop"] = "refuse",
 ) -> Report:
     """Fit each protocol to the labelled training features and count on the test ones.
 
-    protocols: names of PROTOCOLS
-    seed: of whatever a protocol draws
+    protocols: names, or protocols with options of one's own, as KNN(k=200)
+    duplicates: what becomes of training features that are equal to test features: refused, or
+        left out
     """
-    check_protocols(protocols)
-    x, y = _labelled(train, "training")
-    test_x, test_y = _labelled(test, "test")
+    chosen = select(protocols)
+    _check_features(train, test)
+    left = without_leaks(train, test, duplicates)
+    return measure(left, test, chosen, copies=len(train) - len(left))
+
+
+def measure(
+    train: Features, test: Features, protocols: Sequence[str | Protocol], *, copies: int = 0
+) -> Report:
+    """The same for features that cannot hold labels, as raw pixels; copies: how many training
+    features were left out."""
+    told = {"copies_left_out": copies} if copies else {}
+    chosen = select(protocols)
+    for protocol in chosen:
+        if not isinstance(protocol, OnFeatures):
+            raise ConfigError(
+                f"{protocol.name} needs images and the encoder, and features are neither; "
+                "evaluate a run or a model"
+            )
+    _check_features(train, test)
+    images = images_mark(*((part.path, part.label, part.classes) for part in (train, test)))
+    return Report(
+        _told(score, protocol, images, told)
+        for protocol in chosen
+        if isinstance(protocol, OnFeatures)
+        for score in protocol.measure(train, test)
+    )
+
+
+def judge(
+    sight: Sight,
+    data: Data,
+    protocols: Sequence[str | Protocol] = DEFAULT,
+    *,
+    duplicates: Literal["refuse", "drop"] = "refuse",
+    **opening: Any,
+) -> Report:
+    """Judge an encoder on data, which are opened as each protocol reads them.
+
+    duplicates: see `evaluation_split`
+    opening: options of `open_source`
+    """
+    scores: list[Score] = []
+    features: tuple[Features, Features] | None = None
+    embedded: tuple[str, dict[str, int]] = "", {}
+    for protocol in select(protocols):
+        if isinstance(protocol, OnImages):
+            parts = opened(protocol, data, duplicates=duplicates, **opening)
+            found, about = protocol.measure(sight, *parts), _about(*parts)
+        elif isinstance(protocol, OnFeatures):
+            if features is None:
+                parts = opened(protocol, data, duplicates=duplicates, **opening)
+                features = sight.embed(parts[0]), sight.embed(parts[1])
+                _check_features(*features)
+                embedded = _about(*parts)
+            found, about = protocol.measure(*features), embedded
+        scores += [_told(score, protocol, *about) for score in found]
+    return Report(scores)
+
+
+def opened(
+    protocol: Protocol,
+    data: Data,
+    *,
+    duplicates: Literal["refuse", "drop"] = "refuse",
+    **opening: Any,
+) -> tuple[Any, Any]:
+    """The training and the test part of `data` as the protocol reads them."""
+    if isinstance(protocol, OnImages) and type(protocol).open is not OnImages.open:
+        parts = protocol.open(data, **opening)
+        if duplicates == "refuse" and (images := _images(*parts)) is not None:
+            copies, copied = copied_images(*images)
+            if copies:
+                raise refusal(*images, copies, copied, f"let {protocol.name} train on them")
+        return parts
+    return evaluation_split(data, duplicates=duplicates, **opening)
+
+
+def _told(score: Score, protocol: Protocol, images: str, copies: dict[str, int]) -> Score:
+    details = {**score.details, **copies}
+    return replace(score, details=details, options=settings(protocol), images=images)
+
+
+def _about(train: Any, test: Any) -> tuple[str, dict[str, int]]:
+    """What stands for the images; and how many of the test are not in the training part, or
+    are, though they could be."""
+    told: dict[str, int] = {}
+    if isinstance(train, Source):
+        told["copies_left_out"] = sum(skip.reason == COPY for skip in train.skipped)
+    elif (images := _images(train, test)) is not None:
+        told["copies_kept"] = len(copied_images(*images)[0])
+    return images_mark(train, test), {name: count for name, count in told.items() if count}
+
+
+def _images(train: Any, test: Any) -> tuple[Source, Source] | None:
+    """The images of parts that say more of them than a class: boxes, masks, several labels."""
+    found = [
+        value
+        for part in (train, test)
+        if is_dataclass(part)
+        for value in (getattr(part, field.name) for field in fields(part))
+        if isinstance(value, Source)
+    ]
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def select(
+    protocols: Sequence[str | Protocol], chosen: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Protocol]:
+    """The protocols, built where they are named.
+
+    chosen: options by the protocol's name
+    """
+    if isinstance(protocols, str) or not protocols:
+        raise ConfigError(f"protocols is a list of names, got {protocols!r}; try ['knn', 'linear']")
+    return [
+        protocol
+        if isinstance(protocol, Protocol)
+        else create(protocol, **(chosen or {}).get(protocol, {}))
+        for protocol in protocols
+    ]
+
+
+def create(name: str, **chosen: Any) -> Protocol:
+    """The protocol of that name with these options."""
+    check(chosen, options(name), name, name)
+    protocol: Protocol = _class(name)(**chosen)
+    return protocol
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """A protocol's options: the parameters of its constructor."""
+    return dict(inspect.signature(_class(name)).parameters)
+
+
+def settings(protocol: Protocol) -> dict[str, Any]:
+    """A protocol's options as they are; it keeps each under its name, or in a dataclass."""
+    kept = dict(vars(protocol))
+    for value in vars(protocol).values():
+        if is_dataclass(value):
+            kept = {field.name: getattr(value, field.name) for field in fields(value)} | kept
+    names = inspect.signature(type(protocol)).parameters
+    return {name: kept[name] for name in names if name in kept}
+
+
+def _class(name: str) -> Any:
+    if name not in PROTOCOLS:
+        near = suggestion(name, PROTOCOLS) or f"; known: {', '.join(PROTOCOLS)}"
+        raise ConfigError(f"unknown protocol {name}{near}")
+    module, _, attribute = PROTOCOLS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _check_features(train: Features, test: Features) -> None:
+    """Whether any protocol can learn from the one and count on the other."""
+    for features, which in ((train, "training"), (test, "test")):
+        if len(features) == 0:
+            raise DataError(f"there are no {which} images")
+        if features.label is None:
+            raise DataError(f"the {which} images have no labels; sort them into a folder per class")
+        bad = np.flatnonzero(~np.isfinite(features.embedding).all(axis=1))
+        if len(bad):
+            raise DataError(
+                f"{len(bad)} {which} embeddings are not finite, the first of "
+                f"{features.path[bad[0]]}; embed again with fp32"
+            )
     if train.dim != test.dim:
         raise DataError(
             f"training features have {train.dim} channels and test features {test.dim}; "
@@ -49,71 +255,5 @@ def evaluate(
             "training and test images have different classes: "
             + (f"only one of them has {', '.join(odd[:5])}" if odd else "the order differs")
         )
-    if len(np.unique(y)) < 2:
+    if len(np.unique(train.label)) < 2:  # type: ignore[arg-type]
         raise DataError("all training images have one class; evaluation needs two or more")
-    return Report(PROTOCOLS[name](x, y, test_x, test_y, seed) for name in protocols)
-
-
-def check_protocols(protocols: Sequence[str]) -> None:
-    """Refuse an unknown name, or none at all."""
-    if isinstance(protocols, str) or not protocols:
-        raise ConfigError(f"protocols is a list of names, got {protocols!r}; try ['knn', 'linear']")
-    for protocol in protocols:
-        if protocol not in PROTOCOLS:
-            near = suggestion(protocol, PROTOCOLS) or f"; known: {', '.join(PROTOCOLS)}"
-            raise ConfigError(f"unknown protocol {protocol}{near}")
-
-
-def _labelled(features: Features, which: str) -> tuple[np.ndarray, np.ndarray]:
-    if len(features) == 0:
-        raise DataError(f"there are no {which} images")
-    if features.label is None:
-        raise DataError(f"the {which} images have no labels; sort them into a folder per class")
-    bad = np.flatnonzero(~np.isfinite(features.embedding).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"{len(bad)} {which} embeddings are not finite, the first of {features.path[bad[0]]}; "
-            "embed again with fp32"
-        )
-    return features.embedding, features.label
-
-
-def _knn(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, seed: int) -> Score:
-    probe = KNN()
-    if len(x) < probe.k:
-        raise DataError(
-            f"kNN with k={probe.k} needs as many training images, got {len(x)}; label more, "
-            "or use KNN(k=…) itself"
-        )
-    correct = probe.fit(x, y).predict(test_x) == test_y
-    name = f"kNN (k={probe.k}, T={probe.temperature:g})"
-    return _score(name, "knn", correct, k=probe.effective_k, temperature=probe.temperature)
-
-
-def _linear(
-    x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, seed: int
-) -> Score:
-    probe = LinearProbe(seed=seed).fit(x, y)
-    correct = probe.predict(test_x) == test_y
-    name = f"linear (L2={probe.strength:.2g})"
-    return _score(
-        name,
-        "linear",
-        correct,
-        strength=probe.strength,
-        at_edge=probe.at_edge,
-        tuned=probe.tuned,
-        converged=probe.converged,
-        seed=seed,
-    )
-
-
-def _score(name: str, protocol: str, correct: np.ndarray, **details: object) -> Score:
-    low, high = interval(correct)
-    return Score(name, protocol, float(correct.mean()), low, high, len(correct), details, correct)
-
-
-PROTOCOLS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], Score]] = {
-    "knn": _knn,
-    "linear": _linear,
-}

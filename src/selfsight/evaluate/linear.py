@@ -2,17 +2,20 @@
 training features only."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Self
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight import philox
-from selfsight.errors import ConfigError, DataError
+from selfsight.errors import ConfigError
+from selfsight.evaluate.classified import classified
 from selfsight.evaluate.knn import Rows, labelled, samples
-from selfsight.philox import Purpose
+from selfsight.evaluate.probe import Probe, fifth, moments, rows, standardised
+from selfsight.evaluate.report import Score
+from selfsight.features import Features
+from selfsight.ranges import Range, Whole
 
 __all__ = ["STRENGTHS", "LinearProbe"]
 
@@ -20,120 +23,101 @@ STRENGTHS = tuple(10.0**power for power in np.arange(-5, 1.5, 0.5).tolist())
 
 # Logits held at a time: 64 MiB in float32.
 _BLOCK = 1 << 24
-# Rounding of a constant float32 channel leaves a relative deviation of about 1e-7.
-_CONSTANT = 1e-6
 _MEMORY = 10
 
 
-class LinearProbe:
+class LinearProbe(Probe):
     """argmin over W, b of mean cross-entropy + strength/2 ‖W‖², on channels standardised by
     the training features.
 
     strengths: tried on a stratified fifth of the training features; the most
         accurate, of equals the strongest, is fitted to all of them
     seed: of that split
+    folds: fifths that are held out in turn and counted together; where labels are few one says
+        too little
 
     After `fit`: strength; at_edge: it is the smallest or largest tried; tuned: False when
-    every class has one image, so that nothing could be held out; converged; weight
-    (classes, D) and bias, for standardised channels; classes: the numbers of the classes.
+    every class has one image, so that nothing could be held out; converged; and what a
+    `Probe` has.
     """
 
-    def __init__(self, strengths: Sequence[float] = STRENGTHS, *, seed: int = 0) -> None:
+    name: ClassVar[str] = "linear"
+
+    def __init__(
+        self,
+        strengths: Sequence[float] = STRENGTHS,
+        *,
+        seed: Whole = 0,
+        folds: Annotated[int, Range(1, 5)] = 1,
+    ) -> None:
         if not strengths or not all(0 < s < np.inf for s in strengths):
             raise ConfigError(f"the linear probe needs strengths > 0, got {list(strengths)}")
         self.strengths = tuple(sorted(strengths))
         self.seed = seed
+        self.folds = folds
 
-    def fit(self, x: Rows, y: Rows) -> Self:
-        """x: (N, D); y: (N,) class numbers, which need not be consecutive."""
+    def measure(self, train: Features, test: Features) -> list[Score]:
+        assert test.label is not None
+        answers = self.fit(train.embedding, train.label).logits(test.embedding)
+        found = {
+            "strength": self.strength,
+            "at_edge": self.at_edge,
+            "tuned": self.tuned,
+            "converged": self.converged,
+            "seed": self.seed,
+        }
+        name = f"linear (L2={self.strength:.2g})"
+        return classified(name, self.name, answers, test.label, test.classes, **found)
+
+    def fit(self, x: Rows, y: Rows, among: Rows | None = None) -> Self:
+        """x: (N, D); y: (N,) class numbers, which need not be consecutive.
+
+        among: (M, D), whose means and deviations standardise, if not those of x; it has no labels
+        """
         x, y = labelled(x, y)
-        self.classes, y = torch.unique(y, return_inverse=True)
-        if len(self.classes) < 2:
-            raise DataError("the linear probe needs two classes or more, got one")
-        fitted, held = self._split(y)
-        self.tuned = len(held) > 0 and len(self.strengths) > 1
-        choice = self._choose(x, y, fitted, held) if self.tuned else len(self.strengths) // 2
+        y = self._number(y)
+        self.mean, self.scale = moments(x if among is None else samples(among).to(x))
+        splits = [split for k in range(self.folds) if len((split := fifth(y, self.seed, k))[1])]
+        self.tuned = len(splits) > 0 and len(self.strengths) > 1
+        choice = self._choose(x, y, splits, among) if self.tuned else len(self.strengths) // 2
         self.strength = self.strengths[choice]
         self.at_edge = self.tuned and choice in (0, len(self.strengths) - 1)
-        design = _Design(x)
-        weight, bias, self.converged = design.solve(
+        weight, bias, self.converged = _Design(standardised(x, self.mean, self.scale)).solve(
             y, len(self.classes), [self.strength], torch.float64, tolerance=1e-3, steps=2000
         )
-        self._mean, self._scale, self.weight, self.bias = (
-            design.mean,
-            design.scale,
-            weight[0],
-            bias[0],
-        )
+        self.weight, self.bias = weight[0], bias[0]
         return self
 
-    def predict(self, x: Rows) -> np.ndarray:
-        """(N,) class numbers."""
-        x = samples(x)
-        if x.shape[1] != self.weight.shape[1]:
-            raise DataError(
-                f"the linear probe was fitted on {self.weight.shape[1]} channels, got {x.shape[1]}"
-            )
-        logits = (
-            _standardised(x, self._mean, self._scale).to(self.weight) @ self.weight.T + self.bias
-        )
-        numbers: np.ndarray = self.classes[logits.argmax(dim=1)].cpu().numpy()
-        return numbers
-
-    def score(self, x: Rows, y: Rows) -> float:
-        """Accuracy as a fraction."""
-        x, y = labelled(x, y)
-        return float((self.predict(x) == y.cpu().numpy()).mean())
-
-    def _split(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows to fit and rows held out: a fifth of each class, at least one of two; a
-        class with one image is fitted."""
-        fitted, held = [], []
-        for number in range(len(self.classes)):
-            rows = (y == number).nonzero()[:, 0].cpu()
-            order = philox.permutation(self.seed, number, Purpose.SPLIT, len(rows))
-            rows = rows[torch.from_numpy(order)]
-            count = max(len(rows) // 5, 1) if len(rows) > 1 else 0
-            held.append(rows[:count])
-            fitted.append(rows[count:])
-        return torch.cat(fitted).to(y.device), torch.cat(held).to(y.device)
-
-    def _choose(self, x: Tensor, y: Tensor, fitted: Tensor, held: Tensor) -> int:
-        design, classes = _Design(x[fitted]), len(self.classes)
-        target, held_x = y[held], _standardised(x[held], design.mean, design.scale).float()
+    def _choose(
+        self, x: Tensor, y: Tensor, splits: list[tuple[Tensor, Tensor]], among: Rows | None
+    ) -> int:
+        classes, right = len(self.classes), [0] * len(self.strengths)
         # As many at once as L-BFGS's memory of them allows; all, unless classes are many.
         together = max(1, _BLOCK // (_MEMORY * classes * x.shape[1]))
-        quality: list[tuple[int, int]] = []
-        for start in range(0, len(self.strengths), together):
-            weight, bias, _ = design.solve(
-                y[fitted], classes, self.strengths[start : start + together], torch.float32,
-                tolerance=0.03, steps=100,
-            )  # fmt: skip
-            for w, b in zip(weight, bias, strict=True):
-                right = int(((held_x @ w.T + b).argmax(dim=1) == target).sum())
-                quality.append((right, len(quality)))
+        for fitted, held in splits:
+            mean, scale = moments(x[fitted]) if among is None else (self.mean, self.scale)
+            design = _Design(standardised(x[fitted], mean, scale))
+            held_x = standardised(x[held], mean, scale).float()
+            for start in range(0, len(self.strengths), together):
+                weight, bias, _ = design.solve(
+                    y[fitted], classes, self.strengths[start : start + together], torch.float32,
+                    tolerance=0.03, steps=100,
+                )  # fmt: skip
+                for place, (w, b) in enumerate(zip(weight, bias, strict=True), start):
+                    right[place] += int(((held_x @ w.T + b).argmax(dim=1) == y[held]).sum())
         # Of equals the strongest: on separable classes the weaker ones only grow W.
-        return max(quality)[1]
+        return max(range(len(right)), key=lambda place: (right[place], place))
 
 
 class _Design:
-    """Standardised features in the basis of their principal axes, where the penalty looks
-    the same and the curvature is nearly diagonal."""
+    """Standardised features z (N, D) in the basis of their principal axes, where the penalty
+    looks the same and the curvature is nearly diagonal."""
 
-    def __init__(self, x: Tensor) -> None:
-        n, dim = x.shape
-        total = x.sum(dim=0, dtype=torch.float64)
-        self.mean = (total / n).to(x.dtype)
-        variance = x.new_zeros(dim, dtype=torch.float64)
-        for rows in _rows(n, dim):
-            variance += (x[rows] - self.mean).double().square().sum(dim=0)
-        scale = (variance / n).sqrt()
-        size = (variance / n + (total / n).square()).sqrt()
-        # A constant channel is only centred: dividing would blow its rounding up to 1.
-        self.scale = torch.where(scale > _CONSTANT * size, scale, torch.inf).to(x.dtype)
-        z = _standardised(x, self.mean, self.scale).float()
+    def __init__(self, z: Tensor) -> None:
+        z = z.float()
+        n, dim = z.shape
         gram = z.new_zeros(2 * [min(n, dim)], dtype=torch.float64)
-        for part in _rows(n, dim) if dim <= n else _rows(dim, n):
+        for part in rows(n, dim) if dim <= n else rows(dim, n):
             block = (z[part] if dim <= n else z[:, part].T).double()
             gram += block.T @ block
         values, vectors = torch.linalg.eigh(gram / n)
@@ -209,9 +193,9 @@ class _Design:
         count, classes, width = w.shape
         flat = w.reshape(-1, width)
         total, loss = torch.zeros_like(flat), w.new_zeros(count)
-        for rows in _rows(len(y), max(len(flat), width)):
-            x = self._x[rows].to(w.dtype)
-            own = y[rows, None, None].expand(-1, count, 1)
+        for part in rows(len(y), max(len(flat), width)):
+            x = self._x[part].to(w.dtype)
+            own = y[part, None, None].expand(-1, count, 1)
             log_p = torch.addmm(flat[:, -1], x, flat[:, :-1].T).view(-1, count, classes)
             log_p = log_p.log_softmax(dim=2)
             loss -= log_p.gather(2, own).sum(dim=(0, 2))
@@ -247,12 +231,3 @@ def _inverse_hessian(
         back = (change * gradient).sum(dim=(1, 2), keepdim=True) / product
         gradient = gradient + torch.where(product > 0, share - back, 0) * step
     return gradient
-
-
-def _standardised(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return (x.to(mean) - mean) / scale
-
-
-def _rows(n: int, width: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // width)
-    return (slice(start, start + step) for start in range(0, n, step))

@@ -1,45 +1,76 @@
 """What an evaluation says: scores with their intervals, as a table or as JSON."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Report", "Score"]
+__all__ = ["Report", "Score", "shown"]
+
+# Metrics that are no fractions, and how they are written.
+_NUMBERS = {"RMSE": ",.4g", "images/s": ",.1f"}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One protocol's accuracy on the test images.
+    """One number on the test images.
 
     name: to show, with the settings that matter
     protocol: what `evaluate` was asked for
-    accuracy, low, high: fractions; the interval is of 95%
-    n: test images
+    value, low, high: the interval is of 95%
+    n: test images, or what else was counted
+    metric: of what the value is; fractions are shown in percent
     details: settings and findings, for JSON
-    correct: (n,) right or wrong, for paired comparisons
+    each: (n,) what each test image adds to the mean that `value` is, right or wrong for
+        accuracies
+    draws: (B,) where `value` is no mean, its values on resampled test images; those of two
+        encoders on the same images are resampled alike, so that their differences are paired
+    options: those of the protocol
+    images: stands for the training and test images and their labels; empty if not known
     """
 
     name: str
     protocol: str
-    accuracy: float
+    value: float
     low: float
     high: float
     n: int
+    metric: str = "accuracy"
     details: dict[str, Any] = field(default_factory=dict)
-    correct: np.ndarray | None = field(default=None, repr=False, compare=False)
+    each: np.ndarray | None = field(default=None, repr=False, compare=False)
+    draws: np.ndarray | None = field(default=None, repr=False, compare=False)
+    options: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    images: str = field(default="", repr=False, compare=False)
+
+    def shown(self) -> tuple[str, str]:
+        """The value and its interval."""
+        return shown(self.metric, self.value, self.low, self.high)
 
     def json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "protocol": self.protocol,
-            "accuracy": self.accuracy,
+            "metric": self.metric,
+            "value": self.value,
             "low": self.low,
             "high": self.high,
             "n": self.n,
             "details": dict(self.details),
         }
+
+
+def shown(
+    metric: str, value: float, low: float, high: float, *, signed: bool = False
+) -> tuple[str, str]:
+    """A number and its interval, fractions in percent; signed for differences."""
+    sign = "+" * signed
+    plain = _NUMBERS.get(metric)
+    scale, form, unit = (1, sign + plain, "") if plain else (100, f"{sign}.1f", "%")
+    ends = [format(scale * end, form) for end in (low, high)]
+    span = f"[{ends[0]}, {ends[1]}]" if math.isfinite(low) and math.isfinite(high) else "unknown"
+    return f"{format(scale * value, form)}{unit}", span
 
 
 @dataclass(frozen=True)
@@ -51,28 +82,24 @@ class Report:
     def __init__(self, scores: Iterable[Score]) -> None:
         object.__setattr__(self, "scores", tuple(scores))
 
-    def table(self) -> list[tuple[str, str, str, str]]:
-        """Rows of (name, accuracy, interval, n), ready to show."""
+    def table(self) -> list[tuple[str, str, str, str, str]]:
+        """Rows of (name, metric, value, interval, n), ready to show."""
         return [
-            (
-                score.name,
-                f"{100 * score.accuracy:.1f}%",
-                f"[{100 * score.low:.1f}, {100 * score.high:.1f}]",
-                f"n={score.n:,}",
-            )
-            for score in self.scores
+            (score.name, score.metric, *score.shown(), f"n={score.n:,}") for score in self.scores
         ]
 
     def json(self) -> dict[str, Any]:
         return {"level": 0.95, "scores": [score.json() for score in self.scores]}
 
     def __getitem__(self, protocol: str) -> Score:
+        """The score that counts of this protocol."""
         return next(score for score in self.scores if score.protocol == protocol)
 
     def __str__(self) -> str:
         rows = self.table()
-        widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(5)]
         return "\n".join(
-            f"{name:<{widths[0]}}  {accuracy:>{widths[1]}}  {span:<{widths[2]}}  {n:>{widths[3]}}"
-            for name, accuracy, span, n in rows
+            f"{name:<{widths[0]}}  {metric:<{widths[1]}}  {value:>{widths[2]}}  "
+            f"{span:<{widths[3]}}  {n:>{widths[4]}}"
+            for name, metric, value, span, n in rows
         )

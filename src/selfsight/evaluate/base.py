@@ -1,0 +1,73 @@
+"""What every way to judge an encoder is."""
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from selfsight.data.base import Progress, Source
+from selfsight.data.sources import Data
+from selfsight.data.split import evaluation_split
+from selfsight.encoders.base import Encoder
+from selfsight.evaluate.report import Score
+from selfsight.features import Features, extract
+
+__all__ = ["OnFeatures", "OnImages", "Protocol", "Sight"]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """An encoder and how it is used: on images of `size` pixels, where, and how exactly."""
+
+    encoder: Encoder
+    size: int
+    device: str | torch.device = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = 1
+    progress: Progress | None = None
+
+    def embed(self, source: Source) -> Features:
+        """h of every image."""
+        return extract(
+            self.encoder,
+            source,
+            size=self.size,
+            device=self.device,
+            precision=self.precision,
+            progress=self.progress,
+            threads=self.threads,
+        )
+
+
+class Protocol(abc.ABC):
+    """One way to judge. The keywords of a subclass's constructor are its options; a subclass
+    is OnFeatures or OnImages, and final.
+
+    name: what the command line calls it
+    """
+
+    name: ClassVar[str]
+
+
+class OnFeatures(Protocol):
+    """Judges embeddings of labelled images, whoever made them."""
+
+    @abc.abstractmethod
+    def measure(self, train: Features, test: Features) -> list[Score]:
+        """Learn from `train`, count on `test`; the score that counts comes first.
+
+        Both are labelled, finite, of one width, and numbered by the same classes.
+        """
+
+
+class OnImages(Protocol):
+    """Judges an encoder on images and what is known of them: labels, boxes, masks, frames."""
+
+    def open(self, data: Data, **options: Any) -> tuple[Any, Any]:
+        """The training and the test part of `data`; options: those of `open_source`."""
+        return evaluation_split(data, **options)
+
+    @abc.abstractmethod
+    def measure(self, sight: Sight, train: Any, test: Any) -> list[Score]:
+        """Learn from `train`, count on `test`; the score that counts comes first."""

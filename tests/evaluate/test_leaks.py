@@ -1,0 +1,227 @@
+"""Planted leaks of each kind are refused, and honest data are not."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfsight.data import open_source
+from selfsight.data.base import Arrays, Source
+from selfsight.data.split import evaluation_split
+from selfsight.data.synthetic import synthetic
+from selfsight.data.tags import Tags
+from selfsight.encoders import create_encoder
+from selfsight.errors import DataError
+from selfsight.evaluate import KNN, OnImages, Report, Score, Sight, evaluate, judge
+from selfsight.evaluate.leaks import label_channels, shared_rows
+from selfsight.features import Features, pixels
+
+
+def features(n: int, seed: int, classes: int = 3, dim: int = 8) -> Features:
+    draw = np.random.default_rng(seed)
+    label = np.arange(n) % classes
+    return Features(draw.normal(label[:, None], 2.0, (n, dim)).astype(np.float32), label)
+
+
+TRAIN, TEST = features(60, 0), features(30, 1)
+
+
+def measured(train: Features, test: Features, **how: str) -> Report:
+    return evaluate(train, test, [KNN(k=3)], **how)  # type: ignore[arg-type]
+
+
+def appended(part: Features, columns: np.ndarray) -> Features:
+    return replace(part, embedding=np.hstack([part.embedding, columns]))
+
+
+def one_hot(label: np.ndarray) -> np.ndarray:
+    return np.eye(3)[label]
+
+
+def number(label: np.ndarray) -> np.ndarray:
+    return label[:, None] / 7
+
+
+def bits(label: np.ndarray) -> np.ndarray:
+    return np.stack([label & 1, label >> 1], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [(one_hot, "channels 8, 9, 10 never"), (number, "channel 8 never"), (bits, "channels 8, 9")],
+)
+def test_channels_that_say_the_class_are_refused(column: object, words: str) -> None:
+    parts = [appended(part, column(part.label)) for part in (TRAIN, TEST)]  # type: ignore[operator]
+    with pytest.raises(DataError, match=rf"the labels are in the features: {words}") as caught:
+        measured(*parts)
+    assert "\n" not in str(caught.value)
+    # Scaling hides nothing.
+    scaled = [replace(part, embedding=3 * part.embedding - 1) for part in parts]
+    with pytest.raises(DataError, match="the labels are in the features"):
+        measured(*scaled)
+
+
+def test_honest_channels_are_not_refused() -> None:
+    draw = np.random.default_rng(2)
+    for n, dim in ((4, 512), (12, 512), (100, 64)):
+        label = np.arange(n) % 2
+        codes = draw.integers(0, 2, (2, n, dim)).astype(np.float32)
+        assert label_channels(codes[0], label, codes[1], label) == []
+    # Units that never fire, and one that tells one class of three.
+    dead = [appended(part, np.zeros((len(part), 4))) for part in (TRAIN, TEST)]
+    part_of_it = [appended(part, part.label[:, None] == 1) for part in (TRAIN, TEST)]
+    for parts in (dead, part_of_it):
+        assert measured(*parts)["knn"].n == 30
+    # In training alone it is no leak, and helps nobody.
+    labels = TRAIN.label, TEST.label
+    columns = [one_hot(labels[0]), one_hot(np.roll(labels[1], 1))]  # type: ignore[arg-type]
+    found = label_channels(columns[0], labels[0], columns[1], labels[1])  # type: ignore[arg-type]
+    assert found == []
+
+
+def test_equal_rows_are_refused_or_dropped() -> None:
+    planted = TRAIN.embedding.copy()
+    planted[[4, 7, 9]] = TEST.embedding[[2, 2, 5]]
+    label = np.where(np.isin(np.arange(60), [4, 7]), 2, TRAIN.label)
+    train = replace(TRAIN, embedding=planted, label=label)
+    words = "2 of 30 test features are training features, too, the first is 2, equal to 4; remove"
+    with pytest.raises(DataError, match=words) as caught:
+        measured(train, TEST)
+    assert "--duplicates drop" in str(caught.value)
+    report = measured(train, TEST, duplicates="drop")
+    assert report["knn"].details["copies_left_out"] == 3
+    rest = np.setdiff1d(np.arange(60), [4, 7, 9])
+    assert report["knn"].value == measured(train.subset(rest), TEST)["knn"].value
+    whole = replace(TEST, embedding=TEST.embedding + 0)
+    with pytest.raises(DataError, match="every training feature is equal"):
+        measured(whole, TEST, duplicates="drop")
+
+
+def test_rows_that_different_images_share_are_not_copies() -> None:
+    label = np.arange(40) % 2
+    collapsed = np.tile(np.random.default_rng(0).normal(size=16), (40, 1)).astype(np.float32)
+    codes = (np.arange(40)[:, None] >> np.arange(4) & 1).astype(np.float32)
+    for rows in (collapsed, codes, np.zeros((40, 16), np.float32)):
+        assert not len(shared_rows(rows, label, rows)[1])
+    assert measured(Features(collapsed, label), Features(collapsed, label))["knn"].n == 40
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    images, labels, _ = synthetic(60, size=32)
+    labels = labels % 2
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = tmp_path / "photos" / ("train" if index < 40 else "test") / f"class{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{index:02}.png")
+    return tmp_path / "photos"
+
+
+def some(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.png"))
+
+
+def test_test_images_among_the_training_images_are_refused_or_dropped(photos: Path) -> None:
+    assert [len(part) for part in evaluation_split(photos)] == [40, 20]
+    for number, file in enumerate(some(photos / "test")[:3]):
+        shutil.copy(file, photos / "train" / "class0" / f"again{number}.png")
+    words = r"3 of 20 test images of .*test are training images, too, the first is .*png, equal to "
+    with pytest.raises(DataError, match=words + ".*again0.png; remove") as caught:
+        evaluation_split(photos)
+    assert "\n" not in str(caught.value)
+    sight = Sight(create_encoder("test_resnet", size=32, seed=0), 32)
+    with pytest.raises(DataError, match=words):
+        judge(sight, photos, [KNN(k=3)])
+    report = judge(sight, photos, [KNN(k=3)], duplicates="drop")
+    assert report["knn"].details["copies_left_out"] == 3
+    for copy in (photos / "train").rglob("again*"):
+        copy.unlink()
+    clean = judge(sight, photos, [KNN(k=3)])
+    assert "copies_left_out" not in clean["knn"].details
+    assert clean["knn"].value == report["knn"].value
+    assert clean["knn"].images != report["knn"].images
+
+
+def test_a_split_of_our_own_keeps_equal_images_apart(photos: Path) -> None:
+    files = some(photos / "train")
+    for number, file in enumerate(files[:20]):
+        shutil.copy(file, file.with_name(f"again{number}.png"))
+    train, test = evaluation_split(photos / "train")
+    contents = [{part.digest(i) for i in range(len(part))} for part in (train, test)]
+    assert not contents[0] & contents[1]
+    assert len(contents[0] | contents[1]) == 40
+    skipped = [skip for skip in train.skipped if skip.reason == "equal to a test image"]
+    assert len(train) + len(test) + len(skipped) == 60
+    assert skipped
+
+
+def named(images: np.ndarray, labels: np.ndarray) -> Source:
+    return Arrays("named", images, labels, ("a", "b"))
+
+
+def test_equal_arrays_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels, _ = synthetic(48, size=32)
+    stored = {
+        "set": named(images[:32], labels[:32] % 2),
+        "set:test": named(images[30:], labels[30:] % 2),
+    }
+    monkeypatch.setattr("selfsight.data.split.parts", lambda data: ("set", "set:test"))
+    monkeypatch.setattr("selfsight.data.split.open_source", lambda name, **_: stored[name])
+    with pytest.raises(
+        DataError, match=r"2 of 18 test images .* is named\[0\], equal to named\[30\]"
+    ):
+        evaluation_split("set")
+    train, test = evaluation_split("set", duplicates="drop")
+    assert (len(train), len(test)) == (30, 18)
+    # One pixel that a glance may miss makes another image.
+    stored["set"] = named(images[:32].copy(), labels[:32] % 2)
+    stored["set"].images[[30, 31], 1, 1] ^= 1  # type: ignore[attr-defined]
+    assert len(evaluation_split("set")[0]) == 32
+
+
+def test_a_set_of_one_image_leaves_nothing() -> None:
+    same = np.zeros((20, 8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match="nothing is left to learn from"):
+        evaluation_split(Arrays("one", same, np.arange(20) % 2, ("a", "b")))
+
+
+def test_honest_sets_are_not_refused(photos: Path) -> None:
+    sight = Sight(create_encoder("test_resnet", size=32, seed=0), 32)
+    images, labels, classes = synthetic(96, size=32)
+    source = Arrays("synthetic", images, labels, tuple(classes))
+    train, test = evaluation_split(source)
+    assert len(train) + len(test) == 96
+    assert evaluate(sight.embed(train), sight.embed(test), [KNN(k=3)])["knn"].n == len(test)
+    assert evaluate(pixels(train), pixels(test), [KNN(k=3)])["knn"].n == len(test)
+    small = open_source(photos / "train", labels=True).subset(range(0, 40, 8))
+    assert len(evaluation_split(small)[1]) == 2
+
+
+class Listed(OnImages):
+    """Reads its parts itself, as boxes and masks are."""
+
+    name = "listed"
+
+    def open(self, data: object, **options: object) -> tuple[Tags, Tags]:
+        assert isinstance(data, Source)
+        tags = np.eye(2, dtype=np.int8)[np.arange(len(data)) % 2]
+        train, test = np.arange(12), np.arange(10, len(data))
+        return tuple(Tags(data.subset(part), tags[part], ("a", "b")) for part in (train, test))  # type: ignore[return-value]
+
+    def measure(self, sight: Sight, train: Tags, test: Tags) -> list[Score]:
+        return [Score("listed", "listed", 0.5, 0, 1, len(test.source))]
+
+
+def test_what_reads_its_own_parts_is_refused_or_told() -> None:
+    images, labels, _ = synthetic(20, size=32)
+    source = named(images, labels % 2)
+    sight = Sight(create_encoder("test_resnet", size=32, seed=0), 32)
+    words = r"2 of 10 test images of named .* let listed train on them with --duplicates drop"
+    with pytest.raises(DataError, match=words):
+        judge(sight, source, [Listed()])
+    (score,) = judge(sight, source, [Listed()], duplicates="drop").scores
+    assert score.details == {"copies_kept": 2}
+    assert len(score.images) == 64
