@@ -42,7 +42,7 @@ from selfsight.evaluate import Report, evaluate
 from selfsight.features import pixels
 from selfsight.methods import method_class
 from selfsight.methods.base import Clock
-from selfsight.run import Run, embed
+from selfsight.run import Run, sight
 from selfsight.train.config import Settings, resolve
 
 HERE = Path(__file__).resolve().parent
@@ -164,7 +164,7 @@ def _scores(run: Run, data: Data, *, trained: bool) -> dict[str, Any]:
     size = run.config["size"]
     scores = {}
     for name, encoder in encoders.items():
-        train, test = (embed(encoder, part, size) for part in (data.train, data.test))
+        train, test = (sight(encoder, size).embed(part) for part in (data.train, data.test))
         scores[name] = _stored(evaluate(train, test, protocols=PROBES))
     return scores
 
@@ -194,9 +194,9 @@ def write(file: Path, content: Any) -> None:
 def _stored(report: Report) -> dict[str, Any]:
     found = {}
     for score in report.scores:
-        assert score.correct is not None
-        facts = {"accuracy": score.accuracy, "low": score.low, "high": score.high, "n": score.n}
-        found[score.protocol] = {**facts, **score.details, "correct": packed(score.correct)}
+        assert score.each is not None
+        facts = {"accuracy": score.value, "low": score.low, "high": score.high, "n": score.n}
+        found[score.protocol] = {**facts, **score.details, "correct": packed(score.each)}
     return found
 
 

@@ -34,7 +34,7 @@ from selfsight.errors import ConfigError
 from selfsight.evaluate import evaluate
 from selfsight.losses import alignment, uniformity
 from selfsight.methods.base import Method
-from selfsight.run import embed
+from selfsight.run import sight
 from selfsight.train.config import Built, Settings, resolve
 from selfsight.train.loop import Engine, Plan, Step, run
 from selfsight.train.signals import Signals
@@ -125,14 +125,14 @@ class Watch:
         """Of test images: alignment and uniformity of z between two views, kNN by h."""
         self.method.eval()
         z = [torch.cat(part) for part in zip(*self._projections(), strict=True)]
-        train, test = (embed(self.method.product, part, self.size)
-                       for part in (self.data.train, self.data.test))  # fmt: skip
+        embed = sight(self.method.product, self.size).embed
+        train, test = embed(self.data.train), embed(self.data.test)
         self.method.train()
         return {
             "epoch": epoch,
             "alignment": float(alignment(*z)),
             "uniformity": float(torch.stack([uniformity(z_i) for z_i in z]).mean()),
-            "knn": next(iter(evaluate(train, test, protocols=("knn",)).scores)).accuracy,
+            "knn": next(iter(evaluate(train, test, protocols=("knn",)).scores)).value,
         }
 
     @torch.no_grad()

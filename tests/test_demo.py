@@ -56,7 +56,7 @@ def test_the_sheet_shows_the_nearest_first_and_frames_the_class():
 @pytest.mark.heavy
 def test_training_adds_25_points_of_knn_to_either_control(tmp_path):
     result = demo.run(tmp_path / "run", seed=7, quiet=True)
-    knn = {name: report["knn"].accuracy for name, report in result.reports.items()}
+    knn = {name: report["knn"].value for name, report in result.reports.items()}
     assert knn["trained"] > knn["raw pixels"] + 0.25
     assert knn["trained"] > knn["untrained"] + 0.25
     assert {v.state for v in result.verdict.values()} == {"healthy"}

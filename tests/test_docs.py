@@ -22,7 +22,6 @@ from selfsight.cli import COMMANDS, main
 from selfsight.cli.parser import Parser
 from selfsight.data.synthetic import synthetic
 from selfsight.errors import Error, Stopped
-from selfsight.evaluate import check_protocols
 from selfsight.methods import FAMILIES, METHODS, method_class
 from selfsight.train.config import Settings, resolve
 
@@ -266,7 +265,7 @@ def refused(line: str, tried: set[str]) -> Iterator[str]:
     try:
         arguments = parser.read(words)
         if name == "evaluate":
-            check_protocols(arguments.protocols)
+            module.selected(arguments)
             if arguments.pretrained:
                 assert timm.get_pretrained_cfg(arguments.subject).has_weights
             return

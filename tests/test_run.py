@@ -71,9 +71,9 @@ def test_embeddings(run, labelled):
 
 def test_evaluation(run, labelled):
     report = run.evaluate(labelled, protocols=["knn"])
-    assert [score.protocol for score in report.scores] == ["knn"]
+    assert {score.protocol for score in report.scores} == {"knn"}
     score = report["knn"]
-    assert 0 <= score.low <= score.accuracy <= score.high <= 1
+    assert 0 <= score.low <= score.value <= score.high <= 1
     assert 20 <= score.n <= 30
 
 

@@ -5,14 +5,16 @@ print(run.evaluate("labelled/"))
 features = run.embed("photos/")
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selfsight.evaluate.comparison import Comparison
     from selfsight.features import Features
     from selfsight.run import Run
 
-__all__ = ["Features", "Run", "load", "pretrain", "resume"]
+__all__ = ["Features", "Run", "compare", "load", "pretrain", "resume"]
 
 __version__ = "0.1.0"
 
@@ -104,6 +106,22 @@ def load(path: str | Path) -> "Run":
     from selfsight.run import Run
 
     return Run(path)
+
+
+def compare(
+    runs: "Sequence[str | Path | Run]",
+    data: Any = None,
+    protocols: "Sequence[Any] | None" = None,
+    **opening: Any,
+) -> "list[Comparison]":
+    """What is and what is not a difference between runs, by each protocol.
+
+    runs: their folders, or files of `selfsight evaluate --out`
+    data: on which what was not kept by an evaluation is measured
+    """
+    from selfsight.run import compare_runs
+
+    return compare_runs(runs, data, protocols, **opening)
 
 
 def __getattr__(name: str) -> Any:

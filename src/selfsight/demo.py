@@ -18,7 +18,7 @@ from selfsight.diagnose.checks import HEALTHY_IS_NOT_USEFUL, Verdict
 from selfsight.errors import ConfigError
 from selfsight.evaluate import Report, evaluate
 from selfsight.features import Features, pixels
-from selfsight.run import embed
+from selfsight.run import sight
 
 __all__ = ["RECIPE", "Result", "neighbour_sheet", "run"]
 
@@ -53,10 +53,7 @@ class Result:
     def __str__(self) -> str:
         rows = [f"{'':<14}{'kNN (k=20)':<24}{'linear probe':<24}"]
         for name, report in self.reports.items():
-            cells = [
-                f"{100 * score.accuracy:.1f}%  [{100 * score.low:.1f}, {100 * score.high:.1f}]"
-                for score in report.scores
-            ]
+            cells = ["  ".join(score.shown()) for score in report.scores]
             rows.append(f"{name:<14}{cells[0]:<24}{cells[1]:<24}".rstrip())
         n = self.reports["trained"].scores[0].n
         program = _program()
@@ -102,11 +99,11 @@ def run(out: str | Path | None = None, seed: int = 0, quiet: bool = False) -> Re
         **RECIPE,  # type: ignore[arg-type]
     )
     tell("measuring on held-out images")
-    size, before = result.config["size"], result.untrained()
+    trained, before = result.sight(), sight(result.untrained(), result.config["size"])
     features = {
         "raw pixels": (pixels(train), pixels(test)),
-        "untrained": (embed(before, train, size), embed(before, test, size)),
-        "trained": (embed(result.model, train, size), embed(result.model, test, size)),
+        "untrained": (before.embed(train), before.embed(test)),
+        "trained": (trained.embed(train), trained.embed(test)),
     }
     reports = {name: evaluate(known, new) for name, (known, new) in features.items()}
     sheet = result.path / "neighbours.png"

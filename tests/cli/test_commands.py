@@ -163,12 +163,14 @@ def test_evaluate(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     words = ["evaluate", "resnet18_small", str(photos), "--size", "32", "--protocols", "knn,linear"]
     assert main([*words, "--controls", "--json", "--out", str(out)]) == 0
     facts = document(capsys)
-    assert facts == json.loads(out.read_text())
+    written = json.loads(out.read_text())
+    assert len(written.pop("evaluations")) == 2
+    assert facts == written
     assert list(facts["results"]) == ["raw pixels", "untrained", "resnet18_small"]
     for report in facts["results"].values():
         assert [score["protocol"] for score in report["scores"]] == ["knn", "linear"]
     # Red against blue is easy for pixels.
-    assert facts["results"]["raw pixels"]["scores"][1]["accuracy"] == 1
+    assert facts["results"]["raw pixels"]["scores"][1]["value"] == 1
     assert main([*words[:-1], "linear"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2

@@ -19,6 +19,8 @@ COMMANDS = {
     "pretrain": "train an encoder on unlabelled images",
     "resume": "continue an interrupted run",
     "evaluate": "measure an encoder: nearest neighbours and a linear probe, with intervals",
+    "compare": "say what is and what is not a difference between runs",
+    "convert": "make a model folder of an official checkpoint",
     "embed": "write the embedding of every image to a file",
     "methods": "list the methods, or describe one",
     "views": "draw what a method sees of your images",

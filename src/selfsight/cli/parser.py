@@ -18,19 +18,20 @@ class Parser(argparse.ArgumentParser):
 
     After `take_parts("method")`, `--method.NAME VALUE` and `--method.NAME=VALUE` are
     collected, unread, as `method.NAME` in `parts`: which exist is known once the method is.
+    `take_parts()` does so with whatever stands before the dot.
     """
 
     def __init__(self, *, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, add_help=False, allow_abbrev=False)
         self.add_argument("-h", "--help", action="store_true", help="show this and leave")
-        self._owners: tuple[str, ...] = ()
+        self._part = re.compile(r"(?!)")
 
     def take_parts(self, *owners: str) -> None:
-        self._owners = tuple(f"--{owner}." for owner in owners)
+        self._part = re.compile(rf"--({'|'.join(owners) or '[a-z][a-z0-9_]*'})\.")
 
-    def take_data(self) -> None:
+    def take_data(self, name: str = "data") -> None:
         self.add_argument(
-            "data", metavar="DATA", help="folder, list, shards, .npz, named set, or synthetic"
+            name, metavar="DATA", help="folder, list, shards, .npz, named set, or synthetic"
         )
         self.add_argument("--download", action="store_true", help="allow fetching a named set")
         self.add_argument("--cache", metavar="DIR", help="where checked lists are kept")
@@ -81,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         queue = list(words)
         while queue:
             word = queue.pop(0)
-            if not word.startswith(self._owners):
+            if not self._part.match(word):
                 rest.append(word)
                 continue
             name, equals, value = word.removeprefix("--").partition("=")

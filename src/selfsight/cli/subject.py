@@ -1,4 +1,5 @@
-"""RUN|ENCODER: a run's folder, an exported model's folder, or the name of an architecture."""
+"""RUN|ENCODER: a run's folder, an exported model's folder, an ONNX file, or the name of an
+architecture."""
 
 import argparse
 from collections.abc import Callable
@@ -12,8 +13,12 @@ from selfsight.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from selfsight.encoders.base import Encoder
+    from selfsight.features import Features
 
-__all__ = ["Subject", "open_subject", "take_subject"]
+__all__ = ["Subject", "is_features", "open_features", "open_subject", "take_subject"]
+
+_FEATURES = (".npz", ".parquet")
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".tar")
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Subject:
 
 def take_subject(parser: Parser) -> None:
     add = parser.add_argument
-    add("subject", metavar="RUN|ENCODER", help="a run, a model's folder, or a timm architecture")
+    add("subject", metavar="RUN|ENCODER", help="a run, a model's folder, .onnx, or a timm name")
     add("--size", type=whole(1), metavar="PX", help="side of the images the encoder sees")
     add("--pretrained", action="store_true", help="with trained weights (of an architecture)")
 
@@ -46,6 +51,8 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
         return _architecture(name, arguments.size, arguments.pretrained)
     if arguments.pretrained:
         raise ConfigError("--pretrained is for the name of an architecture, not for a folder")
+    if folder.is_file():
+        return _file(folder, arguments.size)
     if (folder / "run.json").is_file():
         import selfsight
 
@@ -62,8 +69,51 @@ def open_subject(arguments: argparse.Namespace) -> Subject:
     raise DataError(f"{name} is neither a run (no run.json) nor a model (no config.json)")
 
 
+def is_features(name: str) -> bool:
+    """Whether embeddings are named rather than an encoder."""
+    return Path(name).suffix in _FEATURES
+
+
+def open_features(arguments: argparse.Namespace) -> "tuple[Features, Features]":
+    """The training and the test embeddings, which stand in place of the encoder and the data; of
+    one file four fifths and one fifth of every class."""
+    from selfsight.features import Features
+
+    train, test = Path(arguments.subject), Path(arguments.data)
+    for name in ("size", "pretrained", "controls"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name} is for encoders, and {train} holds embeddings; leave it")
+    if not is_features(arguments.data):
+        raise ConfigError(
+            f"{train} holds embeddings, and DATA those to test on, in an .npz or .parquet file"
+        )
+    learned = Features.load(train)
+    if test.exists() and test.samefile(train):
+        return learned.split()
+    return learned, Features.load(test)
+
+
+def _file(file: Path, size: int | None) -> Subject:
+    if file.suffix == ".onnx":
+        from selfsight.encoders.onnx import OnnxEncoder
+
+        graph = OnnxEncoder(file, size)
+        if not graph.described:
+            note(f"{file} does not say how its images are normalised; ImageNet's is taken")
+        return Subject(file.name, graph, graph.size, ("untrained", lambda: graph.fresh(seed=0)))
+    if file.suffix in _FEATURES:
+        raise ConfigError(f"{file} holds embeddings, and an encoder is needed")
+    if file.suffix in (*_PICKLED, ".safetensors"):
+        raise ConfigError(
+            f"{file} does not say what it is; make a model folder of it: "
+            f"selfsight convert {file} --encoder NAME --out DIR"
+        )
+    raise DataError(f"{file} is no encoder; take a run, a model's folder, .onnx or a timm name")
+
+
 def _architecture(name: str, size: int | None, pretrained: bool) -> Subject:
-    if "/" in name and ":" not in name:
+    known = (".onnx", ".safetensors", *_FEATURES, *_PICKLED)
+    if ("/" in name and ":" not in name) or Path(name).suffix in known:
         raise DataError(f"{name} does not exist")
     from selfsight.encoders import create_encoder
 

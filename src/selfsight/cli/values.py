@@ -8,7 +8,7 @@ from inspect import Parameter
 from typing import Any
 
 from selfsight.errors import ConfigError, suggestion
-from selfsight.methods.ranges import WORDS
+from selfsight.ranges import WORDS
 
 __all__ = ["annotation", "expects", "read", "shown", "typed"]
 
