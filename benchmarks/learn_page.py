@@ -274,11 +274,11 @@ def page(
 
 Each method had the same small budget: {protocol.images:,} unlabelled training images of CIFAR-10
 at {protocol.size} px (the first {protocol.per_class:,} of each class) and {protocol.views:,}
-back-propagated views in batches of {protocol.batch}: two per image, or one for MoCo and a masked
-autoencoder, which had twice the epochs; no multi-crop. That is far less than any paper spends:
-the table asks whether a method learns, not which is best. Probes learn from the same
-{protocol.images:,} images with their labels and are tested on {n:,} test images, which nothing
-was tuned on. CIFAR-10 was read from JPEGs, which costs some accuracy against published
+back-propagated views in batches of {protocol.batch}: two per image, or as many as the method
+takes, with epochs to match: twice as many for one view, half for four; no multi-crop. That is far
+less than any paper spends: the table asks whether a method learns, not which is best. Probes learn
+from the same {protocol.images:,} images with their labels and are tested on {n:,} test images,
+which nothing was tuned on. CIFAR-10 was read from JPEGs, which costs some accuracy against published
 numbers.{pixel}
 
 ```text
