@@ -278,8 +278,8 @@ back-propagated views in batches of {protocol.batch}: two per image, or as many 
 takes, with epochs to match: twice as many for one view, half for four; no multi-crop. That is far
 less than any paper spends: the table asks whether a method learns, not which is best. Probes learn
 from the same {protocol.images:,} images with their labels and are tested on {n:,} test images,
-which nothing was tuned on. CIFAR-10 was read from JPEGs, which costs some accuracy against published
-numbers.{pixel}
+which nothing was tuned on. CIFAR-10 was read from JPEGs, which costs some accuracy against
+published numbers.{pixel}
 
 ```text
 python benchmarks/learn.py --data cifar10_jpeg.npz --jobs 2
