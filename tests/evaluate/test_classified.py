@@ -40,3 +40,10 @@ def test_a_class_that_was_never_seen_is_wrong() -> None:
     (score,) = classified("name", "linear", np.array([[1.0, 0.0]]), np.array([2]))
     assert score.value == 0
     assert score.details["per_class"] == {"2": 0.0}
+
+
+def test_what_is_no_answer_is_never_right() -> None:
+    answers = np.full((2, 7), -np.inf)
+    answers[:, 3] = 1.0
+    first, five = classified("name", "knn", answers, np.array([3, 0]))
+    assert first.value == five.value == 0.5

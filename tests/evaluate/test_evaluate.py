@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from selfsight.cli import evaluate as cli
 from selfsight.data.base import Arrays, Source
 from selfsight.encoders import create_encoder
 from selfsight.errors import ConfigError, DataError
 from selfsight.evaluate import (
     KNN,
+    PROTOCOLS,
     LinearProbe,
     OnImages,
     Report,
@@ -141,3 +143,12 @@ def test_judge_opens_the_data_as_each_protocol_reads_them() -> None:
     assert [score.protocol for score in report.scores] == ["knn", "counts"]
     assert report["knn"].value == 1
     assert (report["counts"].value, report["counts"].n) == (4, 12)
+
+
+def test_a_protocol_that_was_not_asked_for() -> None:
+    with pytest.raises(ConfigError, match="the report has no retrieval; it has: knn"):
+        evaluate(TRAIN, TEST, ("knn",))["retrieval"]
+
+
+def test_the_help_names_all_protocols() -> None:
+    assert cli.PROTOCOLS.split(", ") == list(PROTOCOLS)

@@ -16,7 +16,7 @@ from selfsight.evaluate.base import Sight
 from selfsight.evaluate.maps import Kind, LinearHead, MapNetwork, UPerNetHead, enlarged, likeliest
 from selfsight.evaluate.regions import areas, confusion, ious
 from selfsight.evaluate.segmentation import Segmentation, cross_entropy
-from selfsight.evaluate.statistics import bootstrap
+from selfsight.evaluate.statistics import around, bootstrap
 
 
 def halves(n: int, seed: int, height: int = 32, width: int = 32, ignore: int = 4) -> Paired:
@@ -88,10 +88,12 @@ def test_draws_are_mean_ious_of_resampled_images() -> None:
             for answer, mask in network.answers(sight(), TEST)
         ]
     )
-    expected = bootstrap(lambda chosen: float(np.nanmean(ious(sizes[chosen].sum(axis=0)))), 6)
-    assert score.draws is not None
-    np.testing.assert_allclose(score.draws, expected)
+    drawn = bootstrap(lambda chosen: float(np.nanmean(ious(sizes[chosen].sum(axis=0)))), 6)
     assert score.value == pytest.approx(np.nanmean(ious(sizes.sum(axis=0))))
+    low, high, draws = around(score.value, drawn)
+    assert score.draws is not None
+    np.testing.assert_allclose(score.draws, draws)
+    assert (score.low, score.high) == pytest.approx((low, high))
 
 
 def test_the_loss_leaves_ignored_pixels_out() -> None:

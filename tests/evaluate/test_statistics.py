@@ -7,6 +7,7 @@ import pytest
 
 from selfsight.errors import ConfigError, DataError
 from selfsight.evaluate.statistics import (
+    around,
     bootstrap,
     holm,
     interval,
@@ -228,3 +229,14 @@ def test_holm() -> None:
     assert holm([0.03, 0.02, 0.02]) == pytest.approx([0.06, 0.06, 0.06])
     assert holm([0.7, 0.8]) == [1, 1]
     assert holm([]) == []
+
+
+def test_an_interval_around_a_value_has_the_width_of_the_draws() -> None:
+    draws = np.array([0.5, 0.6, 0.7, np.nan])
+    low, high, moved = around(0.4, draws)
+    np.testing.assert_allclose(moved[:3], [0.3, 0.4, 0.5])
+    assert (low, high) == pytest.approx(spread(draws[:3] - 0.2))
+    assert around(0.05, draws)[0] == 0.0
+    assert around(0.05, draws, least=-1.0)[0] < 0
+    assert around(0.98, draws)[1] == 1.0
+    assert around(0.5, np.full(3, np.nan))[:2] == (0.0, 1.0)

@@ -18,7 +18,7 @@ COMMANDS = {
     "demo": "train, measure and diagnose on generated images; needs no data and no network",
     "pretrain": "train an encoder on unlabelled images",
     "resume": "continue an interrupted run",
-    "evaluate": "measure an encoder: nearest neighbours and a linear probe, with intervals",
+    "evaluate": "measure an encoder by nearest neighbours, probes and other tasks, with intervals",
     "compare": "say what is and what is not a difference between runs",
     "convert": "make a model folder of an official checkpoint",
     "embed": "write the embedding of every image to a file",

@@ -21,7 +21,13 @@ from selfsight.errors import ConfigError, StorageError, suggestion
 if TYPE_CHECKING:
     from selfsight.evaluate import Protocol, Report
 
-__all__ = ["configure", "run", "selected", "take_duplicates"]
+__all__ = ["PROTOCOLS", "configure", "run", "selected", "take_duplicates"]
+
+# Said here as well: to import them takes seconds.
+PROTOCOLS = (
+    "clustering, dense, detection, few, finetune, knn, linear, multilabel, propagation, recipe, "
+    "retrieval, segmentation, sweep, throughput"
+)
 
 
 def configure(parser: Parser) -> None:
@@ -29,7 +35,8 @@ def configure(parser: Parser) -> None:
     parser.take_data()
     parser.take_parts()
     add = parser.add_argument
-    add("--protocols", type=names, default=("knn", "linear"), metavar="A,B", help="knn,linear,…")
+    which = f"knn,linear by default; of {PROTOCOLS}"
+    add("--protocols", type=names, default=("knn", "linear"), metavar="A,B", help=which)
     add("--controls", action="store_true", help="also raw pixels and the weights before training")
     add("--out", metavar="FILE", help="keep the numbers in FILE.json")
     add("--force", action="store_true", help="overwrite FILE.json")

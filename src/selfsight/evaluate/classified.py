@@ -25,12 +25,14 @@ def classified(
 ) -> list[Score]:
     """Scores of a classifier: top-1 and, of more than five classes, top-5.
 
-    answers: (N, C), larger for the likelier class; of equals the lower class goes first
+    answers: (N, C), larger for the likelier class, −∞ for those that are no answer; of equals the
+        lower class goes first
     target: (N,) class numbers; one that no column stands for is never right
     classes: names, if known
     """
     order = np.argsort(-answers, axis=1, kind="stable")[:, :_TOP]
-    hits = order == target[:, None]
+    answered = np.take_along_axis(answers, order, axis=1) > -np.inf
+    hits = (order == target[:, None]) & answered
     right = hits[:, 0]
     found = {**details, **_by_class(order[:, 0], target, classes)}
     scores = [_accuracy(name, protocol, "accuracy", right, found)]

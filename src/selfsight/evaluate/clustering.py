@@ -13,7 +13,7 @@ from selfsight.errors import DataError
 from selfsight.evaluate.base import OnFeatures
 from selfsight.evaluate.knn import samples
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import bootstrap, interval, spread
+from selfsight.evaluate.statistics import around, bootstrap, interval
 from selfsight.features import Features
 from selfsight.kmeans import euclidean_kmeans, spherical_kmeans
 from selfsight.ranges import Count, Several, Whole
@@ -111,13 +111,10 @@ class Clustering(OnFeatures):
                 return agreement(contingency(cluster[rows], label[rows]))
 
             draws = bootstrap(drawn, len(label), seed=self.seed)
-            # An image drawn twice agrees with itself, which flatters every draw; what they
-            # tell is the width.
-            draws += value - draws.mean()
-            low, high = spread(draws)
+            low, high, draws = around(value, draws, least=0.0 if metric == "NMI" else -1.0)
             scores.append(
                 Score(
-                    title, self.name, value, max(low, -1.0), min(high, 1.0), len(label), metric,
+                    title, self.name, value, low, high, len(label), metric,
                     found if metric == "NMI" else {}, draws=draws,
                 )
             )  # fmt: skip

@@ -27,7 +27,7 @@ from selfsight.evaluate.average_precision import (
 from selfsight.evaluate.base import OnImages, Sight
 from selfsight.evaluate.detector import Design, Schedule, build, find, fit
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import bootstrap, spread
+from selfsight.evaluate.statistics import around, bootstrap
 from selfsight.ranges import Count, Part, Positive, Share, Weight, Whole
 
 __all__ = ["RECIPES", "Detection", "Preset", "scores"]
@@ -257,9 +257,8 @@ def _score(
     def resampled(images: NDArray[np.int64]) -> float:
         return mean_precision(matches, np.bincount(images, minlength=n), rule)
 
-    draws = bootstrap(resampled, n)
-    low, high = spread(draws)
     value = mean_precision(matches, rule=rule)
+    low, high, draws = around(value, bootstrap(resampled, n))
     return Score(name, Detection.name, value, low, high, n, metric, details, draws=draws)
 
 

@@ -16,7 +16,7 @@ from selfsight.evaluate.base import OnFeatures
 from selfsight.evaluate.classified import classified
 from selfsight.evaluate.linear import STRENGTHS, LinearProbe
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import mean_interval, student
+from selfsight.evaluate.statistics import mean_interval, student_interval
 from selfsight.features import Features
 from selfsight.philox import Purpose
 from selfsight.ranges import Count, Range, Whole
@@ -192,9 +192,9 @@ def _joined(each: list[list[Score]]) -> list[Score]:
     accuracy's interval over the draws."""
     scores = [_mean(same) for same in zip(*each, strict=True)]
     first, values = scores[0], np.array([same[0].value for same in each])
-    # Student's, of draws as if they were independent; they share the training images.
-    half = student(len(values) - 1) * float(values.std(ddof=1)) / len(values) ** 0.5
-    low, high = max(0.0, first.value - half), min(1.0, first.value + half)
+    # Of draws as if they were independent; they share the training images.
+    low, high = student_interval(values)
+    low, high = max(0.0, low), min(1.0, high)
     details = {"interval": "Student's, over draws of the labels", "draws": values.tolist()}
     over = Score(
         first.name, first.protocol, first.value, low, high, len(values), "over draws", details

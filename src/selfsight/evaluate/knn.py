@@ -85,7 +85,9 @@ class KNN(OnFeatures):
         else:
             words.append("majority" if self.vote == "majority" else "1/d")
         name = f"kNN ({', '.join(words)})"
-        return classified(name, self.name, shares, test.label, test.classes, **found)
+        # A class without a vote is not among the first five either.
+        answers = np.where(shares > 0, shares, -np.inf)
+        return classified(name, self.name, answers, test.label, test.classes, **found)
 
     def fit(self, x: Rows, y: Rows) -> Self:
         """x: (N, D); y: (N,) class numbers."""

@@ -13,7 +13,7 @@ from selfsight.errors import ConfigError, DataError
 from selfsight.evaluate.base import OnImages, Sight
 from selfsight.evaluate.ranking import Points, Ranking
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import bootstrap, spread
+from selfsight.evaluate.statistics import around, bootstrap
 from selfsight.evaluate.svm import COSTS, LinearSVM
 from selfsight.ranges import Positive, Whole
 
@@ -81,9 +81,7 @@ class MultiLabel(OnImages):
         precision = each(once, self.points)
         value = float(precision.mean())
         draws = bootstrap(resampled, len(test), seed=self.seed)
-        # Resampled images repeat, which flatters a ranking; the draws tell the width alone.
-        draws += value - np.nanmean(draws)
-        low, high = spread(draws)
+        low, high, draws = around(value, draws)
         names = [test.classes[c] for c in counted]
         costs, edge = machine.cost[counted].tolist(), machine.at_edge[counted]
         found = {
@@ -103,7 +101,7 @@ class MultiLabel(OnImages):
         metric = "mAP" if self.points == "all" else "mAP (11 points)"
         return [
             Score(
-                title, self.name, value, max(low, 0.0), min(high, 1.0), len(test), metric, found,
+                title, self.name, value, low, high, len(test), metric, found,
                 draws=draws,
             )
         ]  # fmt: skip

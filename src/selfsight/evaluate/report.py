@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from selfsight.errors import ConfigError
+
 __all__ = ["Report", "Score", "shown"]
 
 # Metrics that are no fractions, and how they are written.
@@ -93,7 +95,11 @@ class Report:
 
     def __getitem__(self, protocol: str) -> Score:
         """The score that counts of this protocol."""
-        return next(score for score in self.scores if score.protocol == protocol)
+        for score in self.scores:
+            if score.protocol == protocol:
+                return score
+        there = ", ".join(dict.fromkeys(score.protocol for score in self.scores)) or "none"
+        raise ConfigError(f"the report has no {protocol}; it has: {there}")
 
     def __str__(self) -> str:
         rows = self.table()

@@ -14,7 +14,7 @@ from selfsight.evaluate.base import OnImages, Sight
 from selfsight.evaluate.maps import Kind, Training, likeliest
 from selfsight.evaluate.regions import areas, confusion, ious
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import bootstrap, spread
+from selfsight.evaluate.statistics import around, bootstrap
 from selfsight.ranges import Count, Positive, Several, Weight, Whole
 
 __all__ = ["Segmentation", "cross_entropy"]
@@ -74,8 +74,8 @@ class Segmentation(OnImages):
         if not total.any():
             raise DataError(f"no pixel of {test.name} has a class; there is nothing to count")
         found = ious(areas(total))
-        draws = _resampled(sizes)
-        low, high = spread(draws)
+        value = float(np.nanmean(found))
+        low, high, draws = around(value, _resampled(sizes))
         details = {
             **self.training.details,
             "size": sight.size,
@@ -92,7 +92,7 @@ class Segmentation(OnImages):
             Score(
                 f"segmentation ({self.training.name})",
                 self.name,
-                float(np.nanmean(found)),
+                value,
                 low,
                 high,
                 len(test),
