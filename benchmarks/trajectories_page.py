@@ -67,7 +67,10 @@ def figure(results: Results, course: Course) -> str:
     parts = [
         *panel(plane, 0, "uniformity (lower is better)", "alignment (lower is better)"),
         *panel(epochs, WIDTH, "epoch", "kNN, %"),
-    ]
+        # Where no curve of the left panel goes.
+        *(words(WIDTH - MARGIN, MARGIN / 2 + 14 * (number + 1), name, colour)
+          for number, (name, colour) in enumerate(COLOURS.items())),
+    ]  # fmt: skip
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{HEIGHT}" '
         'font-family="sans-serif" font-size="11">',
@@ -92,26 +95,25 @@ def panel(
         f'<path d="M{left + MARGIN} {MARGIN / 2}V{bottom}H{right}" fill="none" stroke="#ccc"/>'
     ]
     parts += [words(left + WIDTH / 2, HEIGHT - MARGIN / 3, across),
-              words(left + MARGIN, MARGIN / 3, up)]  # fmt: skip
+              words(left + MARGIN / 2, MARGIN / 3, up, anchor="start")]  # fmt: skip
     for axis, (least, extent) in enumerate(zip(low, span, strict=True)):
         for share in (0.0, 1.0):
-            label = f"{least + share * extent:.3g}"
+            label = f"{round(least + share * extent, 2) + 0.0:g}"  # + 0.0: no −0
             x, y = (left + MARGIN + share * size[0], bottom + 14)
             if axis:
                 x, y = left + MARGIN - 20, bottom - share * size[1]
             parts.append(words(x, y, label))
-    for number, (name, curve) in enumerate(curves.items()):
+    for name, curve in curves.items():
         path = placed(curve)
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
         colour = COLOURS[name]
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in path]
-        parts.append(words(right - 30, MARGIN / 2 + 14 * (number + 1), name, colour))
     return parts
 
 
-def words(x: float, y: float, text: str, colour: str = "#333") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle" fill="{colour}">{text}</text>'
+def words(x: float, y: float, text: str, colour: str = "#333", anchor: str = "middle") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{colour}">{text}</text>'
 
 
 def page(results: Results, course: Course, protocol: Protocol) -> str:
