@@ -12,6 +12,7 @@ from PIL import Image
 from selfsight.data import coco
 from selfsight.data.base import Arrays
 from selfsight.data.boxes import Boxes, Objects, open_boxes
+from selfsight.data.split import COPY
 from selfsight.errors import DataError
 
 Thing = tuple[str, tuple[int, int, int, int], bool]
@@ -137,9 +138,12 @@ def test_copies_of_test_images(tmp_path: Path) -> None:
     sets = {"train": ["a", "b"], "val": ["c"]}
     root = voc(tmp_path, {name: [CAT] for name in "abc"}, sets)
     photo(root / "JPEGImages" / "a.png", number=ord("c"))
-    with pytest.raises(DataError, match=r"1 of 1 test images are training images.*a\.png"):
+    with pytest.raises(DataError, match=r"1 of 1 test images of .* are training images.*a\.png"):
         open_boxes(root)
-    assert names(open_boxes(root, duplicates="drop")[0]) == ["b"]
+    train, _ = open_boxes(root, duplicates="drop")
+    assert names(train) == ["b"]
+    assert len(train.objects) == 1
+    assert [(Path(skip.path).stem, skip.reason) for skip in train.skipped] == [("a", COPY)]
 
 
 def test_an_annotation_of_another_picture(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfsight.data.base import Skip
 from selfsight.data.decode import Undecodable, decode_mask
 from selfsight.data.masks import IGNORED, open_masks, open_targets
+from selfsight.data.split import COPY
 from selfsight.errors import DataError
 
 MASK = np.array([[0, 1, 1, 255], [0, 0, 1, 2]], np.uint8)
@@ -132,7 +134,13 @@ def test_an_image_whose_mask_is_truncated_is_left_out(tmp_path: Path) -> None:
 def test_equal_images_on_both_sides_are_refused(tmp_path: Path) -> None:
     train, test = (divided(tmp_path) / part / "images" for part in ("train", "test"))
     (test / "b.png").write_bytes((train / "a.png").read_bytes())
-    refused(tmp_path, r"1 training images are test images, too, the first is .*train/images/a\.png")
+    words = r"1 of 2 test images .* training images, too, the first is b\.png, equal to a\.png"
+    refused(tmp_path, words)
+    left, tested = open_masks(tmp_path, duplicates="drop")
+    assert [left.images.path(i) for i in range(len(left))] == ["b.png"]
+    assert len(tested) == 2
+    assert left.skipped == (Skip("a.png", COPY),)
+    assert left.read(0)[0].shape == (*left.read(0)[1].shape, 3)
 
 
 def test_equal_images_of_a_drawn_split_are_only_tested_on(tmp_path: Path) -> None:

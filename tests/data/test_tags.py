@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selfsight.data.base import Arrays
+from selfsight.data.split import COPY
 from selfsight.data.tags import Tags, open_tags
 from selfsight.errors import DataError
 
@@ -116,6 +117,59 @@ def test_a_list(listed: Callable[[str], Path]) -> None:
 def test_a_list_without_split(listed: Callable[[str], Path]) -> None:
     train, test = open_tags(listed("path,labels\n" + "".join(f"{n}.jpg,x\n" for n in "abcde")))
     assert (len(train), len(test)) == (4, 1)
+
+
+def test_copies_of_test_images(folder: Path) -> None:
+    images = folder / "JPEGImages"
+    (images / "b.jpg").write_bytes((images / "f.jpg").read_bytes())
+    name_sets(folder, trainval="abcd", test="ef")
+    words = r"1 of 2 test images .* the first is JPEGImages/f\.jpg, equal to JPEGImages/b\.jpg; "
+    with pytest.raises(DataError, match=words + ".*--duplicates drop"):
+        open_tags(folder)
+    train, test = open_tags(folder, duplicates="drop")
+    assert (names(train), names(test)) == ("acd", "ef")
+    assert train.tags.tolist() == [[1, 0], [1, 1], [0, 1]]
+    assert [(Path(skip.path).stem, skip.reason) for skip in train.skipped] == [("b", COPY)]
+
+
+def test_copies_are_kept_apart_in_a_split_of_our_own(listed: Callable[[str], Path]) -> None:
+    file = listed("path,labels\n" + "".join(f"{n}.jpg,x\n" for n in "abcde"))
+    _, (tested,) = (names(part) for part in open_tags(file))
+    other = "a" if tested != "a" else "b"
+    photo = file.with_name(f"{tested}.jpg").read_bytes()
+    file.with_name(f"{other}.jpg").write_bytes(photo)
+    train, test = open_tags(file)
+    assert names(test) == tested
+    assert names(train) == "abcde".replace(tested, "").replace(other, "")
+
+
+def test_many_equal_frames(listed: Callable[[str], Path]) -> None:
+    """Their pairs, a million here, are never written down."""
+    file = listed("")
+    rows = [f"{n}.jpg,x,{'test' if n % 2 else 'train'}" for n in range(2000)]
+    for n in range(2000):
+        file.with_name(f"{n}.jpg").hardlink_to(file.with_name("a.jpg"))
+    file.write_text("\n".join(["path,labels,split", "b.jpg,x,train", *rows]))
+    assert names(open_tags(file, duplicates="drop")[0]) == "b"
+
+
+def test_links_that_lead_out(folder: Path, listed: Callable[[str], Path], tmp_path: Path) -> None:
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes((folder / "JPEGImages" / "a.jpg").read_bytes())
+    file = listed("path,labels,split\na.jpg,x,train\nb.jpg,x,test\n")
+    name_sets(folder, train="ab", test="cd")
+    for data, link in ((folder, folder / "JPEGImages" / "a.jpg"), (file, file.parent / "a.jpg")):
+        link.unlink()
+        link.symlink_to(secret)
+        with pytest.raises(
+            DataError, match=r"a\.jpg leads out of .* with --follow-links"
+        ) as caught:
+            open_tags(data)
+        assert "\n" not in str(caught.value)
+        assert names(open_tags(data, follow_links=True)[0])[0] == "a"
+    file.write_text("path,labels,split\n../secret.jpg,x,train\nb.jpg,x,test\n")
+    with pytest.raises(DataError, match=r"secret\.jpg leads out of"):
+        open_tags(file)
 
 
 def test_a_bad_file_is_left_out_with_its_labels(listed: Callable[[str], Path]) -> None:

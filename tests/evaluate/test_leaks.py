@@ -1,6 +1,7 @@
 """Planted leaks of each kind are refused, and honest data are not."""
 
 import shutil
+from collections.abc import Callable, Sized
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,19 @@ from selfsight.data import open_source
 from selfsight.data.base import Arrays, Source
 from selfsight.data.split import evaluation_split
 from selfsight.data.synthetic import synthetic
-from selfsight.data.tags import Tags
 from selfsight.encoders import create_encoder
 from selfsight.errors import DataError
-from selfsight.evaluate import KNN, OnImages, Report, Score, Sight, evaluate, judge
+from selfsight.evaluate import (
+    KNN,
+    Protocol,
+    Report,
+    Score,
+    Sight,
+    create,
+    evaluate,
+    judge,
+    opened,
+)
 from selfsight.evaluate.leaks import label_channels, shared_rows
 from selfsight.features import Features, pixels
 
@@ -200,28 +210,68 @@ def test_honest_sets_are_not_refused(photos: Path) -> None:
     assert len(evaluation_split(small)[1]) == 2
 
 
-class Listed(OnImages):
-    """Reads its parts itself, as boxes and masks are."""
-
-    name = "listed"
-
-    def open(self, data: object, **options: object) -> tuple[Tags, Tags]:
-        assert isinstance(data, Source)
-        tags = np.eye(2, dtype=np.int8)[np.arange(len(data)) % 2]
-        train, test = np.arange(12), np.arange(10, len(data))
-        return tuple(Tags(data.subset(part), tags[part], ("a", "b")) for part in (train, test))  # type: ignore[return-value]
-
-    def measure(self, sight: Sight, train: Tags, test: Tags) -> list[Score]:
-        return [Score("listed", "listed", 0.5, 0, 1, len(test.source))]
+def with_masks(root: Path, images: np.ndarray) -> Path:
+    """Two images to train on and two to test on, the last of which is the first."""
+    for number, image in enumerate(images[[0, 1, 2, 0]]):
+        for part in ("images", "masks", "targets"):
+            folder = root / ("train" if number < 2 else "test") / part
+            folder.mkdir(parents=True, exist_ok=True)
+            content = image if part == "images" else image[..., 0] // 128
+            Image.fromarray(content).save(folder / f"{number}.png")
+    return root
 
 
-def test_what_reads_its_own_parts_is_refused_or_told() -> None:
-    images, labels, _ = synthetic(20, size=32)
-    source = named(images, labels % 2)
+def with_boxes(root: Path, images: np.ndarray) -> Path:
+    """The same in Pascal VOC's layout."""
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / part).mkdir(parents=True)
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), (2, 3, 20, 18), strict=True)
+    box = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
+    text = f"<annotation><object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+    for number, image in enumerate(images[[0, 1, 2, 0]]):
+        Image.fromarray(image).save(root / "JPEGImages" / f"{number}.png")
+        (root / "Annotations" / f"{number}.xml").write_text(text)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("0\n1\n")
+    (root / "ImageSets" / "Main" / "test.txt").write_text("2\n3\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("dense", with_masks),
+        ("detection", with_boxes),
+        ("multilabel", with_boxes),
+        ("segmentation", with_masks),
+    ],
+)
+def test_copies_with_masks_boxes_and_labels(
+    name: str,
+    written: Callable[[Path, np.ndarray], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    protocol = create(name)
+
+    def counted(self: Protocol, sight: Sight, train: Sized, test: Sized) -> list[Score]:
+        return [Score(name, name, len(train), 0, 9, len(test))]
+
+    monkeypatch.setattr(type(protocol), "measure", counted)
+    data = written(tmp_path / "data", synthetic(3, size=32)[0])
     sight = Sight(create_encoder("test_resnet", size=32, seed=0), 32)
-    words = r"2 of 10 test images of named .* let listed train on them with --duplicates drop"
-    with pytest.raises(DataError, match=words):
-        judge(sight, source, [Listed()])
-    (score,) = judge(sight, source, [Listed()], duplicates="drop").scores
-    assert score.details == {"copies_kept": 2}
+    words = r"1 of 2 test images .*3\.png, equal to .*0\.png; .* part with --duplicates drop"
+    with pytest.raises(DataError, match=words) as caught:
+        judge(sight, data, [protocol])
+    assert "\n" not in str(caught.value)
+    (score,) = judge(sight, data, [protocol], duplicates="drop").scores
+    assert (score.value, score.n) == (1, 2)
+    assert score.details == {"copies_left_out": 1}
     assert len(score.images) == 64
+
+
+def test_what_trains_on_nothing_refuses_no_copies(photos: Path) -> None:
+    file = some(photos)[0]
+    shutil.copy(file, file.with_name("again.png"))
+    for duplicates in ("refuse", "drop"):
+        _, images = opened(create("throughput"), photos, duplicates=duplicates)  # type: ignore[arg-type]
+        assert len(images) == 61

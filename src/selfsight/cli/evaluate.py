@@ -113,9 +113,8 @@ def _keep(
     from selfsight.evaluate.stored import evaluations
     from selfsight.run import Run
 
-    for told, what in (("copies_left_out", "were left out"), ("copies_kept", "were trained on")):
-        if copies := max(one.details.get(told, 0) for one in report.scores):
-            note(f"{copies} training images are equal to test images and {what}")
+    if copies := max(one.details.get("copies_left_out", 0) for one in report.scores):
+        note(f"{copies} training images are equal to test images and were left out")
     results = [one.json() for one in evaluations(report.scores, arguments.data, size)]
     if not (Path(arguments.subject) / "run.json").is_file():
         return [], results

@@ -5,12 +5,22 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "Pixels", "Progress", "Skip", "Source", "Subset", "pixel_digest", "printable"]
+__all__ = [
+    "Arrays",
+    "Opened",
+    "Pixels",
+    "Progress",
+    "Skip",
+    "Source",
+    "Subset",
+    "pixel_digest",
+    "printable",
+]
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # (done, total)
@@ -22,6 +32,14 @@ class Skip:
 
     path: str
     reason: str
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """A part of a data set that tells which files were left out of it."""
+
+    @property
+    def skipped(self) -> Sequence[Skip]: ...
 
 
 class Source(abc.ABC):

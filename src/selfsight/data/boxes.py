@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -13,7 +13,7 @@ from selfsight import philox
 from selfsight.data import coco, split, voc
 from selfsight.data.base import Progress, Skip, Source, printable
 from selfsight.data.files import allowed_bad, open_files
-from selfsight.data.listing import LEADS_OUT, Entry, Listing
+from selfsight.data.listing import list_named
 from selfsight.errors import DataError
 from selfsight.machine import cache_folder
 from selfsight.philox import Purpose
@@ -97,14 +97,12 @@ class Boxes:
     """Images with the objects of each.
 
     kind: whose rules the objects follow
-    skipped: files left out
     """
 
     images: Source
     objects: tuple[Objects, ...]
     classes: tuple[str, ...]
     kind: Literal["coco", "voc"] = "coco"
-    skipped: tuple[Skip, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.objects):
@@ -123,6 +121,11 @@ class Boxes:
         return len(self.images)
 
     @property
+    def skipped(self) -> Sequence[Skip]:
+        """Files left out."""
+        return self.images.skipped
+
+    @property
     def counts(self) -> dict[str, int]:
         """Boxes in use, cut at the border, and dropped."""
         return {
@@ -135,7 +138,7 @@ class Boxes:
         """The images of these numbers, in this order."""
         numbers = np.asarray(indices, np.int64)
         objects = tuple(self.objects[i] for i in numbers.tolist())
-        return Boxes(self.images.subset(numbers), objects, self.classes, self.kind, self.skipped)
+        return Boxes(self.images.subset(numbers), objects, self.classes, self.kind)
 
 
 def open_boxes(
@@ -178,7 +181,10 @@ def open_boxes(
                             "the same")  # fmt: skip
     declared = len(parts) == 2
     train, test = parts if declared else _halves(parts[0], seed, root)
-    train = _without_copies(train, test, refuse=declared and duplicates == "refuse")
+    images, rest = split.without_copies(
+        train.images, test.images, refuse=declared and duplicates == "refuse"
+    )
+    train = replace(train.subset(rest), images=images)
     for part, name in ((train, "training"), (test, "test")):
         if part.counts["boxes"] == 0:
             raise DataError(f"{root}: there is no box on any {name} image")
@@ -219,9 +225,7 @@ def _assemble(
     """Opens the images and cuts the boxes at their borders. An image of another size than
     its annotation says is of something else, or was turned: it counts as bad."""
     by_path = {one.path: one for one in named}
-    real = os.path.realpath(root)
-    listing = Listing(real, f"boxes {name}", explicit=True)
-    listing.entries = [_entry(real, path, how.follow_links) for path in by_path]
+    listing = list_named(root, f"boxes {name}", by_path, follow_links=how.follow_links)
     source = open_files(
         name,
         listing,
@@ -250,21 +254,9 @@ def _assemble(
             f"{printable(skipped[0].path)} ({skipped[0].reason}); mend or remove them, or raise "
             f"--max-bad-fraction (now {how.max_bad_fraction:g})"
         )
-    images = source if len(kept) == len(source) else source.subset(kept)
-    return Boxes(images, tuple(objects), classes, kind, tuple(skipped))
-
-
-def _entry(root: str, path: str, follow_links: bool) -> Entry:
-    whole = os.path.join(root, path)
-    real = os.path.realpath(whole)
-    if not follow_links and os.path.commonpath([real, root]) != root:
-        raise DataError(f"{printable(whole)} is {LEADS_OUT}: follow it with --follow-links")
-    try:
-        status = os.stat(real)
-        size, modified = status.st_size, status.st_mtime_ns
-    except OSError:
-        size = modified = -1
-    return Entry(path, size, modified, "")
+    images = source.subset(kept)
+    images.skipped = tuple(skipped)
+    return Boxes(images, tuple(objects), classes, kind)
 
 
 def _pixels(size: tuple[int, int] | None) -> str:
@@ -278,21 +270,6 @@ def _halves(whole: Boxes, seed: int, root: Path) -> tuple[Boxes, Boxes]:
     order = philox.permutation(seed, 0, Purpose.SPLIT, n)
     count = min(max(1, round(_TEST_FRACTION * n)), n - 1)
     return whole.subset(np.sort(order[count:])), whole.subset(np.sort(order[:count]))
-
-
-def _without_copies(train: Boxes, test: Boxes, refuse: bool) -> Boxes:
-    copies = split.duplicates(train.images, test.images)
-    if not copies:
-        return train
-    if refuse:
-        first, second = copies[0]
-        raise DataError(
-            f"{len({b for _, b in copies})} of {len(test)} test images are training images, too, "
-            f"the first is {printable(test.images.path(second))}, equal to "
-            f"{printable(train.images.path(first))}; remove them, or leave their copies out of "
-            "the training part with --duplicates drop"
-        )
-    return train.subset(np.setdiff1d(np.arange(len(train)), [a for a, _ in copies]))
 
 
 def _voc_folders(root: Path) -> list[Path]:

@@ -4,10 +4,11 @@ import csv
 import heapq
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selfsight.data.base import Skip
+from selfsight.data.base import Skip, printable
 from selfsight.errors import DataError
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Listing",
     "list_file",
     "list_folder",
+    "list_named",
     "list_shard",
     "promises_image",
 ]
@@ -218,14 +220,38 @@ def list_file(file: Path) -> Listing:
     if not rows:
         raise DataError(f"{file} names no image; write one path per line")
     listing = Listing(root, f"list {os.path.join(root, file.name)}", explicit=True)
-    for path, label in rows:
-        try:
-            status = os.stat(os.path.join(root, path))
-            size, modified = status.st_size, status.st_mtime_ns
-        except (OSError, ValueError):
-            size = modified = -1
-        listing.entries.append(Entry(path, size, modified, label))
+    listing.entries += [_entry(root, path, label) for path, label in rows]
     return listing
+
+
+def list_named(
+    root: str | os.PathLike[str], origin: str, paths: Iterable[str], *, follow_links: bool = False
+) -> Listing:
+    """The images that annotations of `root` name, by their paths relative to it. What leads out
+    of it, by a link or by its name, needs `follow_links`."""
+    listing = Listing(os.path.realpath(root), origin, explicit=True)
+    for path in paths:
+        if not follow_links and _leads_out(listing.root, path):
+            shown = printable(os.path.join(listing.root, path))
+            raise DataError(f"{shown} leads out of the folder; follow it with --follow-links")
+        listing.entries.append(_entry(listing.root, path))
+    return listing
+
+
+def _leads_out(root: str, path: str) -> bool:
+    try:
+        real = os.path.realpath(os.path.join(root, path))
+    except ValueError:  # a null byte: no file has such a name
+        return False
+    return os.path.commonpath([real, root]) != root
+
+
+def _entry(root: str, path: str, label: str = "") -> Entry:
+    try:
+        status = os.stat(os.path.join(root, path))
+        return Entry(path, status.st_size, status.st_mtime_ns, label)
+    except (OSError, ValueError):
+        return Entry(path, -1, -1, label)
 
 
 def _csv_rows(file: Path, rows: "csv.DictReader[str]") -> list[tuple[str, str]]:

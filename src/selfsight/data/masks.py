@@ -13,9 +13,9 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,11 @@ class Paired:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def skipped(self) -> Sequence[Skip]:
+        """Images left out."""
+        return self.images.skipped
 
     def read(self, index: int, least: int = 0) -> tuple[Pixels, Map]:
         """The image, as `Source.read`, and its map at its own size."""
@@ -113,17 +118,24 @@ class Paired:
         return f"{self.images.name}/{printable(self.images.path(index))}"
 
 
-def open_masks(data: Data, seed: int = 0, **options: Any) -> tuple[Paired, Paired]:
+def open_masks(
+    data: Data,
+    seed: int = 0,
+    *,
+    duplicates: Literal["refuse", "drop"] = "refuse",
+    **options: Any,
+) -> tuple[Paired, Paired]:
     """Training and test part with masks: the data's own, otherwise four fifths and one fifth.
 
     The classes are those of labels.json: a list of names in the order of the masks' values,
     those called void or ignore being of no class, or {"classes": […], "ignore": 11}. Without
     it, the values that occur in training masks. 255 is of no class unless labels.json names it.
 
+    duplicates: see `evaluation_split`
     options: those of `open_source`
     """
     root = root_of(data, "images/ and masks/")
-    declared, train, test = _parts(root, "masks", seed, options)
+    declared, train, test = _parts(root, "masks", seed, duplicates, options)
     counted = [{value: i for i, m in part.maps() for value in _values(m)} for part in (train, test)]
     legend = _legend(root)
     if legend is None:
@@ -160,12 +172,14 @@ def open_targets(
     unit: float = 1.0,
     zero: bool = True,
     seed: int = 0,
+    duplicates: Literal["refuse", "drop"] = "refuse",
     **options: Any,
 ) -> tuple[Paired, Paired]:
     """Training and test part with targets: the data's own, otherwise four fifths and one fifth.
 
     unit: of an integer target, the value of 1
     zero: a 0 of an integer target is a value, otherwise unknown
+    duplicates: see `evaluation_split`
     options: those of `open_source`
     """
 
@@ -178,7 +192,7 @@ def open_targets(
         return values
 
     root = root_of(data, "images/ and targets/")
-    _, *both = _parts(root, "targets", seed, options)
+    _, *both = _parts(root, "targets", seed, duplicates, options)
     how = f"{unit} {zero}".encode()
     train, test = (part.changed(scaled, how) for part in both)
     for part in (train, test):
@@ -226,7 +240,9 @@ def matched(
     return pairs
 
 
-def _parts(root: Path, kind: str, seed: int, options: Any) -> tuple[bool, Paired, Paired]:
+def _parts(
+    root: Path, kind: str, seed: int, duplicates: Literal["refuse", "drop"], options: Any
+) -> tuple[bool, Paired, Paired]:
     """Whether the folder declares its parts, and they. No image is in both."""
     declared = split.parts(root)
     if declared is not None:
@@ -236,16 +252,12 @@ def _parts(root: Path, kind: str, seed: int, options: Any) -> tuple[bool, Paired
         order = philox.permutation(seed, 0, Purpose.SPLIT, len(whole))
         count = max(1, round(_TEST_FRACTION * len(whole)))
         train, test = (whole.subset(np.sort(part)) for part in (order[count:], order[:count]))
-    copies = split.duplicates(train.images, test.images)
-    if copies and declared is not None:
-        raise DataError(
-            f"{len(copies)} training images are test images, too, the first is "
-            f"{train.shown(copies[0][0])}; remove them from one of both"
-        )
-    rest = np.setdiff1d(np.arange(len(train)), [first for first, _ in copies])
-    if len(rest) == 0:
+    if len(train) == 0:
         raise DataError(f"{root} leaves no image to train on beside those to test on")
-    return declared is not None, train.subset(rest), test
+    images, rest = split.without_copies(
+        train.images, test.images, refuse=declared is not None and duplicates == "refuse"
+    )
+    return declared is not None, replace(train.subset(rest), images=images), test
 
 
 def _open(part: Path, kind: str, options: Any) -> Paired:

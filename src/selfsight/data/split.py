@@ -21,8 +21,8 @@ __all__ = [
     "evaluation_split",
     "in_memory",
     "parts",
-    "refusal",
     "stratified",
+    "without_copies",
 ]
 
 # Why a training image is left out.
@@ -63,7 +63,7 @@ def evaluation_split(
     declared = parts(data)
     if declared is None:
         train, test = _stratified(open_source(data, labels=True, **options), seed)
-        return _without_copies(train, test)
+        return without_copies(train, test, refuse=False)[0], test
     train, test = (open_source(part, labels=True, **options) for part in declared)
     if train.classes != test.classes:
         strange = sorted(set(train.classes) ^ set(test.classes))
@@ -72,16 +72,22 @@ def evaluation_split(
             f"{train.name} and {test.name} have different classes: only {where} has "
             f"{strange[0]}; give both the same sub-folders"
         )
-    return _without_copies(train, test, refuse=duplicates == "refuse")
+    return without_copies(train, test, refuse=duplicates == "refuse")[0], test
 
 
-def _without_copies(train: Source, test: Source, refuse: bool = False) -> tuple[Source, Source]:
+def without_copies(
+    train: Source, test: Source, *, refuse: bool
+) -> tuple[Source, NDArray[np.int64]]:
+    """The training images that are equal to no test image, and their numbers.
+
+    refuse: raise if there are others; otherwise these are among `skipped`
+    """
     copies, copied = copied_images(train, test)
-    if not copies:
-        return train, test
-    if refuse:
-        raise refusal(train, test, copies, copied, "leave their copies out of the training part")
     rest = np.setdiff1d(np.arange(len(train)), copies)
+    if not copies:
+        return train, rest
+    if refuse:
+        raise _refusal(train, test, copies, copied)
     if len(rest) == 0:
         raise DataError(
             f"every training image of {train.name} is equal to a test image; nothing is left to "
@@ -89,7 +95,7 @@ def _without_copies(train: Source, test: Source, refuse: bool = False) -> tuple[
         )
     left = train.subset(rest)
     left.skipped = (*left.skipped, *(Skip(train.path(i), COPY) for i in copies))
-    return left, test
+    return left, rest
 
 
 def copied_images(train: Source, test: Source) -> tuple[list[int], list[int]]:
@@ -102,15 +108,14 @@ def copied_images(train: Source, test: Source) -> tuple[list[int], list[int]]:
     return first, second
 
 
-def refusal(
-    train: Source, test: Source, copies: list[int], copied: list[int], drop: str
-) -> DataError:
-    """copies, copied: numbers of equal images in train and test; drop: what that would do."""
+def _refusal(train: Source, test: Source, copies: list[int], copied: list[int]) -> DataError:
+    """copies, copied: numbers of equal images in train and test."""
     first = duplicates(train.subset(copies), test.subset(copied[:1]))[0][0]
     return DataError(
         f"{len(copied)} of {len(test)} test images of {test.name} are training images, too, "
         f"the first is {printable(test.path(copied[0]))}, equal to "
-        f"{printable(train.path(copies[first]))}; remove them, or {drop} with --duplicates drop"
+        f"{printable(train.path(copies[first]))}; remove them, or leave their copies out of the "
+        "training part with --duplicates drop"
     )
 
 

@@ -3,18 +3,18 @@
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from selfsight import philox
-from selfsight.data import voc
-from selfsight.data.base import Progress, Source, printable
+from selfsight.data import split, voc
+from selfsight.data.base import Progress, Skip, Source, printable
 from selfsight.data.files import open_files
-from selfsight.data.listing import Entry, Listing
+from selfsight.data.listing import list_named
 from selfsight.data.sources import Data
 from selfsight.errors import DataError
 from selfsight.machine import cache_folder
@@ -50,6 +50,11 @@ class Tags:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def skipped(self) -> Sequence[Skip]:
+        """Images left out."""
+        return self.source.skipped
+
     def subset(self, indices: ArrayLike) -> "Tags":
         """The images of these numbers, in this order."""
         rows = np.asarray(indices, np.int64)
@@ -60,8 +65,10 @@ def open_tags(
     data: Data,
     *,
     seed: int = 0,
+    duplicates: Literal["refuse", "drop"] = "refuse",
     max_bad_fraction: float = 0.01,
     cache: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
     progress: Progress | None = None,
     **others: Any,
 ) -> tuple[Tags, Tags]:
@@ -71,6 +78,7 @@ def open_tags(
         columns path (relative to the list), labels (as cat;dog, or nothing) and perhaps split
         (train, val or test). Trained on are train and val if there is a test, otherwise train
         alone, and val is the test. Without a split a fifth, drawn by `seed`, is the test
+    duplicates: see `evaluation_split`
     others: options of `open_source` that say nothing here
     """
     path = Path(data).expanduser() if isinstance(data, str | os.PathLike) else None
@@ -85,8 +93,7 @@ def open_tags(
             f"{data if path else 'neither'}"
         )
     where = cache_folder(cache)
-    listing = Listing(found.root, f"tags {path}", explicit=True)
-    listing.entries += [_entry(found.root, name) for name in found.tags]
+    listing = list_named(found.root, f"tags {path}", found.tags, follow_links=follow_links)
     source = open_files(
         str(data),
         listing,
@@ -95,7 +102,10 @@ def open_tags(
         cache=where,
         progress=progress,
     )
-    return _split(found, source, seed)
+    train, test = _split(found, source, seed)
+    refuse = bool(found.sets) and duplicates == "refuse"
+    images, rest = split.without_copies(train.source, test.source, refuse=refuse)
+    return replace(train.subset(rest), source=images), test
 
 
 @dataclass(frozen=True)
@@ -198,11 +208,3 @@ def _rows(file: Path) -> Sequence[dict[str, str | None]]:
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
     except csv.Error as error:
         raise DataError(f"{file} is not a CSV of images: {error}") from None
-
-
-def _entry(root: str, path: str) -> Entry:
-    try:
-        status = os.stat(os.path.join(root, path))
-        return Entry(path, status.st_size, status.st_mtime_ns, "")
-    except (OSError, ValueError):
-        return Entry(path, -1, -1, "")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from selfsight.data.base import Source
+from selfsight.data.base import Opened
 from selfsight.data.sources import Data
-from selfsight.data.split import COPY, copied_images, evaluation_split, refusal
+from selfsight.data.split import COPY, evaluation_split
 from selfsight.errors import ConfigError, DataError, suggestion
 from selfsight.evaluate.base import OnFeatures, OnImages, Protocol, Sight
 from selfsight.evaluate.knn import KNN
@@ -146,13 +146,8 @@ def opened(
     **opening: Any,
 ) -> tuple[Any, Any]:
     """The training and the test part of `data` as the protocol reads them."""
-    if isinstance(protocol, OnImages) and type(protocol).open is not OnImages.open:
-        parts = protocol.open(data, **opening)
-        if duplicates == "refuse" and (images := _images(*parts)) is not None:
-            copies, copied = copied_images(*images)
-            if copies:
-                raise refusal(*images, copies, copied, f"let {protocol.name} train on them")
-        return parts
+    if isinstance(protocol, OnImages):
+        return protocol.open(data, duplicates=duplicates, **opening)
     return evaluation_split(data, duplicates=duplicates, **opening)
 
 
@@ -162,26 +157,10 @@ def _told(score: Score, protocol: Protocol, images: str, copies: dict[str, int])
 
 
 def _about(train: Any, test: Any) -> tuple[str, dict[str, int]]:
-    """What stands for the images; and how many of the test are not in the training part, or
-    are, though they could be."""
-    told: dict[str, int] = {}
-    if isinstance(train, Source):
-        told["copies_left_out"] = sum(skip.reason == COPY for skip in train.skipped)
-    elif (images := _images(train, test)) is not None:
-        told["copies_kept"] = len(copied_images(*images)[0])
-    return images_mark(train, test), {name: count for name, count in told.items() if count}
-
-
-def _images(train: Any, test: Any) -> tuple[Source, Source] | None:
-    """The images of parts that say more of them than a class: boxes, masks, several labels."""
-    found = [
-        value
-        for part in (train, test)
-        if is_dataclass(part)
-        for value in (getattr(part, field.name) for field in fields(part))
-        if isinstance(value, Source)
-    ]
-    return (found[0], found[1]) if len(found) == 2 else None
+    """What stands for the images; and how many of the test were left out of the training part."""
+    skipped = train.skipped if isinstance(train, Opened) else ()
+    copies = sum(skip.reason == COPY for skip in skipped)
+    return images_mark(train, test), {"copies_left_out": copies} if copies else {}
 
 
 def select(

@@ -64,9 +64,15 @@ class OnFeatures(Protocol):
 class OnImages(Protocol):
     """Judges an encoder on images and what is known of them: labels, boxes, masks, frames."""
 
-    def open(self, data: Data, **options: Any) -> tuple[Any, Any]:
-        """The training and the test part of `data`; options: those of `open_source`."""
-        return evaluation_split(data, **options)
+    def open(
+        self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
+    ) -> tuple[Any, Any]:
+        """The training and the test part of `data`.
+
+        duplicates: see `evaluation_split`
+        options: those of `open_source`
+        """
+        return evaluation_split(data, duplicates=duplicates, **options)
 
     @abc.abstractmethod
     def measure(self, sight: Sight, train: Any, test: Any) -> list[Score]:

@@ -62,9 +62,13 @@ class Dense(OnImages):
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
         self.loss, self.unit, self.zero = loss, unit, zero
 
-    def open(self, data: Data, **options: Any) -> tuple[Paired, Paired]:
-        zero, seed = self.zero == "value", self.seed
-        return open_targets(data, unit=self.unit, zero=zero, seed=seed, **options)
+    def open(
+        self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
+    ) -> tuple[Paired, Paired]:
+        return open_targets(
+            data, unit=self.unit, zero=self.zero == "value", seed=self.seed,
+            duplicates=duplicates, **options,
+        )  # fmt: skip
 
     @property
     def training(self) -> Training:

@@ -131,8 +131,10 @@ class Detection(OnImages):
         self.frozen, self.flip, self.levels, self.width = frozen, flip, levels, width
         self.seed = seed
 
-    def open(self, data: Data, **options: Any) -> tuple[Boxes, Boxes]:
-        return open_boxes(data, seed=self.seed, **options)
+    def open(
+        self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
+    ) -> tuple[Boxes, Boxes]:
+        return open_boxes(data, seed=self.seed, duplicates=duplicates, **options)
 
     def measure(self, sight: Sight, train: Boxes, test: Boxes) -> list[Score]:
         if train.classes != test.classes:

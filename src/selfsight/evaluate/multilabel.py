@@ -1,7 +1,7 @@
 """Several labels per image: a support vector machine for each, judged by average precision."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -52,8 +52,10 @@ class MultiLabel(OnImages):
         self.points = points
         self.seed = seed
 
-    def open(self, data: Data, **options: Any) -> tuple[Tags, Tags]:
-        return open_tags(data, seed=self.seed, **options)
+    def open(
+        self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
+    ) -> tuple[Tags, Tags]:
+        return open_tags(data, seed=self.seed, duplicates=duplicates, **options)
 
     def measure(self, sight: Sight, train: Tags, test: Tags) -> list[Score]:
         if train.classes != test.classes:

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -55,7 +55,10 @@ class Propagation(OnImages):
         self.context, self.k, self.radius = context, k, radius
         self.temperature, self.level = temperature, level
 
-    def open(self, data: Data, **options: Any) -> tuple[list[Paired], list[Paired]]:
+    def open(
+        self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
+    ) -> tuple[list[Paired], list[Paired]]:
+        # Nothing is trained, so no image is in both parts.
         return [], open_clips(data, **options)
 
     def measure(self, sight: Sight, train: Any, test: list[Paired]) -> list[Score]:

@@ -52,8 +52,10 @@ class Segmentation(OnImages):
         self.epochs, self.batch, self.optimizer = epochs, batch, optimizer
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
 
-    def open(self, data: Data, **options: Any) -> tuple[Paired, Paired]:
-        return open_masks(data, self.seed, **options)
+    def open(
+        self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
+    ) -> tuple[Paired, Paired]:
+        return open_masks(data, self.seed, duplicates=duplicates, **options)
 
     @property
     def training(self) -> Training:

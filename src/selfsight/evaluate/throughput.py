@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -55,7 +55,10 @@ class Throughput(OnImages):
         self.seconds = seconds
         self.repeats = repeats
 
-    def open(self, data: Data, **options: Any) -> tuple[Source, Source]:
+    def open(
+        self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
+    ) -> tuple[Source, Source]:
+        # Nothing is trained, so copies do no harm.
         source = open_source(data, labels=False, **options)
         return source, source
 
