@@ -57,24 +57,17 @@ class Dense(OnImages):
         hidden: Count = 256,
         seed: Whole = 0,
     ) -> None:
-        self.head, self.tuned, self.hidden = head, tuned, hidden
-        self.epochs, self.batch, self.optimizer = epochs, batch, optimizer
-        self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
+        self.training = Training(
+            head, tuned, hidden, epochs, batch, optimizer, lr, weight_decay, seed
+        )
         self.loss, self.unit, self.zero = loss, unit, zero
 
     def open(
         self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
     ) -> tuple[Paired, Paired]:
         return open_targets(
-            data, unit=self.unit, zero=self.zero == "value", seed=self.seed,
+            data, unit=self.unit, zero=self.zero == "value", seed=self.training.seed,
             duplicates=duplicates, **options,
-        )  # fmt: skip
-
-    @property
-    def training(self) -> Training:
-        return Training(
-            self.head, self.tuned, self.hidden, self.epochs, self.batch, self.optimizer, self.lr,
-            self.weight_decay, self.seed,
         )  # fmt: skip
 
     def measure(self, sight: Sight, train: Paired, test: Paired) -> list[Score]:

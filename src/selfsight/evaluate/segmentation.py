@@ -48,21 +48,14 @@ class Segmentation(OnImages):
         hidden: Count = 256,
         seed: Whole = 0,
     ) -> None:
-        self.head, self.tuned, self.hidden = head, tuned, hidden
-        self.epochs, self.batch, self.optimizer = epochs, batch, optimizer
-        self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
+        self.training = Training(
+            head, tuned, hidden, epochs, batch, optimizer, lr, weight_decay, seed
+        )
 
     def open(
         self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
     ) -> tuple[Paired, Paired]:
-        return open_masks(data, self.seed, duplicates=duplicates, **options)
-
-    @property
-    def training(self) -> Training:
-        return Training(
-            self.head, self.tuned, self.hidden, self.epochs, self.batch, self.optimizer, self.lr,
-            self.weight_decay, self.seed,
-        )  # fmt: skip
+        return open_masks(data, self.training.seed, duplicates=duplicates, **options)
 
     def measure(self, sight: Sight, train: Paired, test: Paired) -> list[Score]:
         classes = len(test.classes)
