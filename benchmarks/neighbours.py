@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from measure import THREADS, header, interleaved, probe, spread, write
 
-from selfsight.evaluate.neighbours import Metric, Neighbours
+from selfsight.evaluate.learners.neighbours import Metric, Neighbours
 from selfsight.machine import keep_pages
 
 INDEX = {"cosine": faiss.IndexFlatIP, "euclidean": faiss.IndexFlatL2}

@@ -29,7 +29,6 @@ from selfsight.evaluate import (
     measure,
     opened,
     select,
-    settings,
 )
 from selfsight.evaluate.comparison import Comparison, Entry, compare
 from selfsight.evaluate.stored import (
@@ -243,7 +242,7 @@ def _keys(protocols: list[Protocol], data: Data, **opening: Any) -> list[str]:
         images = images or images_mark(*opened(protocol, data, **opening)) or data_name(data)
         if isinstance(protocol, OnFeatures):
             embedded = images
-        keys.append(alike(protocol.name, settings(protocol), images))
+        keys.append(alike(protocol.name, protocol.options, images))
     return keys
 
 
@@ -257,7 +256,7 @@ def _common(compared: list[_Compared], protocols: Sequence[str | Protocol] | Non
             score = one.score
             if protocol == score.protocol or (
                 isinstance(protocol, Protocol)
-                and alike(protocol.name, settings(protocol), score.images or one.data) == one.key
+                and alike(protocol.name, protocol.options, score.images or one.data) == one.key
             ):
                 return one.key
         raise nothing(f" by {protocol if isinstance(protocol, str) else protocol.name}")

@@ -10,7 +10,7 @@ import pytest
 
 from selfsight.data.base import Arrays
 from selfsight.errors import StorageError
-from selfsight.evaluate import KNN, PROTOCOLS, create, options, settings
+from selfsight.evaluate import KNN, PROTOCOLS, create, options
 from selfsight.evaluate.comparison import Comparison, Entry, compare, difference
 from selfsight.evaluate.report import Score
 from selfsight.evaluate.statistics import bootstrap, interval, mean_interval, paired, spread, welch
@@ -282,5 +282,5 @@ def test_a_mark_stands_for_images_labels_and_order() -> None:
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_protocols_keep_their_options(name: str) -> None:
-    assert set(settings(create(name))) == set(options(name))
-    assert settings(KNN(k=7))["k"] == 7
+    assert set(create(name).options) == set(options(name))
+    assert KNN(k=7).options["k"] == 7

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from golden.records import Arrays
-from selfsight.evaluate.knn import KNN
+from selfsight.evaluate.protocols.knn import KNN
 from selfsight.meters import effective_rank, spread
 from selfsight.whitening import whitening_matrix
 

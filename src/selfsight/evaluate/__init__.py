@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +13,9 @@ from selfsight.data.sources import Data
 from selfsight.data.split import COPY, evaluation_split
 from selfsight.errors import ConfigError, DataError, suggestion
 from selfsight.evaluate.base import OnFeatures, OnImages, Protocol, Sight
-from selfsight.evaluate.knn import KNN
 from selfsight.evaluate.leaks import without_leaks
-from selfsight.evaluate.linear import LinearProbe
+from selfsight.evaluate.protocols.knn import KNN
+from selfsight.evaluate.protocols.linear import LinearProbe
 from selfsight.evaluate.report import Report, Score
 from selfsight.evaluate.statistics import interval, paired
 from selfsight.evaluate.stored import images_mark
@@ -42,24 +42,23 @@ __all__ = [
     "options",
     "paired",
     "select",
-    "settings",
 ]
 
 PROTOCOLS = {
-    "clustering": "selfsight.evaluate.clustering:Clustering",
-    "dense": "selfsight.evaluate.dense:Dense",
-    "detection": "selfsight.evaluate.detection:Detection",
-    "few": "selfsight.evaluate.few:Few",
-    "finetune": "selfsight.evaluate.finetune:Finetune",
-    "knn": "selfsight.evaluate.knn:KNN",
-    "linear": "selfsight.evaluate.linear:LinearProbe",
-    "multilabel": "selfsight.evaluate.multilabel:MultiLabel",
-    "propagation": "selfsight.evaluate.propagation:Propagation",
-    "recipe": "selfsight.evaluate.recipes:Official",
-    "retrieval": "selfsight.evaluate.retrieval:Retrieval",
-    "segmentation": "selfsight.evaluate.segmentation:Segmentation",
-    "sweep": "selfsight.evaluate.heads:Sweep",
-    "throughput": "selfsight.evaluate.throughput:Throughput",
+    "clustering": "selfsight.evaluate.protocols.clustering:Clustering",
+    "dense": "selfsight.evaluate.protocols.dense:Dense",
+    "detection": "selfsight.evaluate.protocols.detection:Detection",
+    "few": "selfsight.evaluate.protocols.few:Few",
+    "finetune": "selfsight.evaluate.protocols.finetune:Finetune",
+    "knn": "selfsight.evaluate.protocols.knn:KNN",
+    "linear": "selfsight.evaluate.protocols.linear:LinearProbe",
+    "multilabel": "selfsight.evaluate.protocols.multilabel:MultiLabel",
+    "propagation": "selfsight.evaluate.protocols.propagation:Propagation",
+    "recipe": "selfsight.evaluate.protocols.recipe:Official",
+    "retrieval": "selfsight.evaluate.protocols.retrieval:Retrieval",
+    "segmentation": "selfsight.evaluate.protocols.segmentation:Segmentation",
+    "sweep": "selfsight.evaluate.protocols.sweep:Sweep",
+    "throughput": "selfsight.evaluate.protocols.throughput:Throughput",
 }
 
 DEFAULT = ("knn", "linear")
@@ -153,7 +152,7 @@ def opened(
 
 def _told(score: Score, protocol: Protocol, images: str, copies: dict[str, int]) -> Score:
     details = {**score.details, **copies}
-    return replace(score, details=details, options=settings(protocol), images=images)
+    return replace(score, details=details, options=protocol.options, images=images)
 
 
 def _about(train: Any, test: Any) -> tuple[str, dict[str, int]]:
@@ -189,17 +188,8 @@ def create(name: str, **chosen: Any) -> Protocol:
 
 def options(name: str) -> dict[str, inspect.Parameter]:
     """A protocol's options: the parameters of its constructor."""
-    return dict(inspect.signature(_class(name)).parameters)
-
-
-def settings(protocol: Protocol) -> dict[str, Any]:
-    """A protocol's options as they are; it keeps each under its name, or in a dataclass."""
-    kept = dict(vars(protocol))
-    for value in vars(protocol).values():
-        if is_dataclass(value):
-            kept = {field.name: getattr(value, field.name) for field in fields(value)} | kept
-    names = inspect.signature(type(protocol)).parameters
-    return {name: kept[name] for name in names if name in kept}
+    _, *parameters = inspect.signature(_class(name).__init__).parameters.items()
+    return dict(parameters)
 
 
 def _class(name: str) -> Any:

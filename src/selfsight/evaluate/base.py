@@ -1,8 +1,9 @@
 """What every way to judge an encoder is."""
 
 import abc
+import inspect
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 
@@ -45,9 +46,19 @@ class Protocol(abc.ABC):
     is OnFeatures or OnImages, and final.
 
     name: what the command line calls it
+    options: those it was built with, and the others as they are by default
     """
 
     name: ClassVar[str]
+    options: dict[str, Any]
+
+    def __new__(cls, *given: Any, **named: Any) -> Self:
+        protocol = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(protocol, *given, **named)
+        bound.apply_defaults()
+        _, *options = bound.arguments.items()
+        protocol.options = dict(options)
+        return protocol
 
 
 class OnFeatures(Protocol):

@@ -1,0 +1,1 @@
+"""What answers on test images are worth, computed from plain arrays."""
