@@ -193,10 +193,13 @@ def write(file: Path, content: Any) -> None:
 
 def _stored(report: Report) -> dict[str, Any]:
     found = {}
-    for score in report.scores:
+    for probe in PROBES:
+        score = report[probe]
         assert score.each is not None
-        facts = {"accuracy": score.value, "low": score.low, "high": score.high, "n": score.n}
-        found[score.protocol] = {**facts, **score.details, "correct": packed(score.each)}
+        found[probe] = {
+            "metric": score.metric, "accuracy": score.value, "low": score.low,
+            "high": score.high, "n": score.n, "options": score.options, "correct": packed(score.each),
+        }  # fmt: skip
     return found
 
 

@@ -132,7 +132,7 @@ class Watch:
             "epoch": epoch,
             "alignment": float(alignment(*z)),
             "uniformity": float(torch.stack([uniformity(z_i) for z_i in z]).mean()),
-            "knn": next(iter(evaluate(train, test, protocols=("knn",)).scores)).value,
+            "knn": evaluate(train, test, protocols=("knn",))["knn"].value,
         }
 
     @torch.no_grad()

@@ -23,6 +23,10 @@ def test_a_small_demo_says_all_it_promises(tmp_path, monkeypatch):
         assert path.exists()
         assert str(path) in text
     assert "pretrain photos/ --out runs/photos" in text
+    for name, report in result.reports.items():
+        row = next(line for line in text.splitlines() if line.startswith(name))
+        assert all("  ".join(report[probe].shown()) in row for probe in ("knn", "linear"))
+        assert report["linear"].metric == "accuracy"
     facts = json.loads(json.dumps(result.json()))
     assert list(facts["results"]) == ["raw pixels", "untrained", "trained"]
     record = json.loads((result.path / "run.json").read_text())

@@ -16,7 +16,7 @@ from selfsight.data.sources import SYNTHETIC
 from selfsight.data.synthetic import synthetic
 from selfsight.diagnose.checks import HEALTHY_IS_NOT_USEFUL, Verdict
 from selfsight.errors import ConfigError
-from selfsight.evaluate import Report, evaluate
+from selfsight.evaluate import DEFAULT, Report, evaluate
 from selfsight.features import Features, pixels
 from selfsight.run import sight
 
@@ -53,9 +53,9 @@ class Result:
     def __str__(self) -> str:
         rows = [f"{'':<14}{'kNN (k=20)':<24}{'linear probe':<24}"]
         for name, report in self.reports.items():
-            cells = ["  ".join(score.shown()) for score in report.scores]
+            cells = ["  ".join(report[probe].shown()) for probe in DEFAULT]
             rows.append(f"{name:<14}{cells[0]:<24}{cells[1]:<24}".rstrip())
-        n = self.reports["trained"].scores[0].n
+        n = self.reports["trained"][DEFAULT[0]].n
         program = _program()
         said = "\n".join(f"{name}: {v.state} ({v.evidence})" for name, v in self.verdict.items())
         return (

@@ -67,7 +67,13 @@ def test_a_job_is_done_once_and_again_when_the_protocol_changes(data, tmp_path, 
     result = json.loads(file.read_bytes())
     assert {path.name for path in tmp_path.iterdir()} == {"simclr-0.json", "raw.json"}
     assert set(result["scores"]) == {"trained", "untrained", "lr0", "raw"}
-    assert result["scores"]["trained"]["knn"]["n"] == 40
+    for scores in result["scores"].values():
+        for probe in learn.PROBES:
+            right = learn.unpacked(scores[probe]["correct"], 40)
+            assert scores[probe]["n"] == 40
+            assert scores[probe]["accuracy"] == right.mean()
+            # Ten classes, of which a probe of five answers would name half.
+            assert scores[probe]["metric"] == "accuracy"
     assert result["epochs"] == 2
     assert [row["step"] for row in result["readings"]] == list(range(6))
     assert set(learn.verdict(result)) == {"h", "z"}
