@@ -198,7 +198,8 @@ def _stored(report: Report) -> dict[str, Any]:
         assert score.each is not None
         found[probe] = {
             "metric": score.metric, "accuracy": score.value, "low": score.low,
-            "high": score.high, "n": score.n, "options": score.options, "correct": packed(score.each),
+            "high": score.high, "n": score.n, "options": score.options,
+            "correct": packed(score.each),
         }  # fmt: skip
     return found
 
