@@ -6,14 +6,47 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-__all__ = ["cache_folder", "cores", "cpu_quota", "keep_pages", "native_bf16"]
+from selfsight import __version__
+from selfsight.errors import ConfigError
+
+__all__ = [
+    "cache_folder",
+    "cores",
+    "cpu_quota",
+    "device_named",
+    "keep_pages",
+    "native_bf16",
+    "versions",
+]
 
 # mallopt's parameter numbers in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def device_named(name: str) -> str:
+    """The device that is meant: auto is the fastest here."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"unknown device {name}; it is auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here; see selfsight doctor")
+    return name
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the numbers."""
+    libraries = ("torch", "torchvision", "timm", "numba", "pillow")
+    return {
+        "selfsight": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in libraries},
+    }
 
 
 def native_bf16(device: str) -> bool:

@@ -27,7 +27,7 @@ from selfsight.evaluate import (
     Sight,
     judge,
     measure,
-    opened,
+    openings,
     select,
 )
 from selfsight.evaluate.comparison import Comparison, Entry, compare
@@ -43,7 +43,7 @@ from selfsight.evaluate.stored import (
 )
 from selfsight.export.model import load_model
 from selfsight.features import Features, pixels
-from selfsight.machine import cores, native_bf16
+from selfsight.machine import cores, device_named, native_bf16
 from selfsight.methods import METHODS, create
 from selfsight.methods.base import Method
 from selfsight.philox import Purpose, seed_for
@@ -236,14 +236,10 @@ class _Compared:
 
 def _keys(protocols: list[Protocol], data: Data, **opening: Any) -> list[str]:
     """Of what the protocols would measure on the data as they are now."""
-    embedded, keys = "", []
-    for protocol in protocols:
-        images = embedded if isinstance(protocol, OnFeatures) else ""
-        images = images or images_mark(*opened(protocol, data, **opening)) or data_name(data)
-        if isinstance(protocol, OnFeatures):
-            embedded = images
-        keys.append(alike(protocol.name, protocol.options, images))
-    return keys
+    return [
+        alike(protocol.name, protocol.options, images_mark(*parts) or data_name(data))
+        for protocol, parts in zip(protocols, openings(protocols, data, **opening), strict=True)
+    ]
 
 
 def _common(compared: list[_Compared], protocols: Sequence[str | Protocol] | None) -> list[str]:
@@ -275,10 +271,18 @@ def _common(compared: list[_Compared], protocols: Sequence[str | Protocol] | Non
     return [newest(protocol) for protocol in protocols]
 
 
-def sight(encoder: Encoder, size: int, progress: Progress | None = None) -> Sight:
-    """An encoder on the fastest device, in the precision it computes natively."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision: Literal["fp32", "bf16"] = "bf16" if native_bf16(device) else "fp32"
+def sight(
+    encoder: Encoder,
+    size: int,
+    progress: Progress | None = None,
+    *,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+) -> Sight:
+    """An encoder on the fastest device, in the precision it computes natively, or as told."""
+    device = device_named(device)
+    if precision == "auto":
+        precision = "bf16" if native_bf16(device) else "fp32"
     return Sight(encoder, size, device, precision, cores(), progress)
 
 

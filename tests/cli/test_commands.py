@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfsight import doctor
+from selfsight import __version__, doctor
 from selfsight.cli import main
 from selfsight.cli.output import plain, table
 from selfsight.features import Features
@@ -165,6 +165,10 @@ def test_evaluate(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     facts = document(capsys)
     written = json.loads(out.read_text())
     assert len(written.pop("evaluations")) == 2
+    assert written.pop("versions")["selfsight"] == __version__
+    assert written.pop("device") == "cpu"
+    assert written.pop("precision") in ("fp32", "bf16")
+    assert written.pop("argv") == sys.argv
     assert facts == written
     assert list(facts["results"]) == ["raw pixels", "untrained", "resnet18_small"]
     for report in facts["results"].values():
@@ -177,6 +181,53 @@ def test_evaluate(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     assert lines[1].split()[0] == "resnet18_small"
     assert main([*words[:-1], "knn,linaer"]) == 2
     assert "unknown protocol linaer; did you mean linear?" in capsys.readouterr().err
+
+
+def test_a_protocol_that_fails_leaves_the_numbers_before_it(
+    photos: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "report.json"
+    words = ["evaluate", "resnet18_small", str(photos), "--size", "32", "--out", str(out)]
+    words += ["--protocols", "linear,knn,retrieval", "--knn.k", "1000"]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert "kNN with k=1000 needs as many training images" in told.err
+    lines = told.out.splitlines()
+    assert {line.split()[1] for line in lines[1:]} == {"linear"}
+    scores = json.loads(out.read_text())["results"]["resnet18_small"]["scores"]
+    assert {score["protocol"] for score in scores} == {"linear"}
+
+
+def test_precision_and_device_are_as_told(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    found = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / f"{precision}.npz"
+        words = ["embed", "resnet18_small", str(photos), "--size", "32", "--out", str(out)]
+        assert main([*words, "--precision", precision, "--device", "cpu"]) == 0
+        found[precision] = Features.load(out).embedding
+    assert not np.array_equal(found["fp32"], found["bf16"])
+    assert np.abs(found["fp32"] - found["bf16"]).max() < 0.05 * np.abs(found["fp32"]).max()
+    capsys.readouterr()
+    assert main([*words[:-1], "x.npz", "--device", "gpu"]) == 2
+    assert "unknown device gpu; it is auto, cpu or cuda" in capsys.readouterr().err
+
+
+def test_controls_say_which_protocols_raw_pixels_cannot_have(
+    photos: Path, capsys: Captured
+) -> None:
+    words = ["evaluate", "resnet18_small", str(photos), "--size", "32", "--controls", "--json"]
+    words += [
+        "--protocols",
+        "throughput",
+        "--throughput.seconds",
+        "0.01",
+        "--throughput.batch",
+        "4",
+    ]
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert "raw pixels are not judged by throughput" in told.err
+    assert list(json.loads(told.out)["results"]) == ["untrained", "resnet18_small"]
 
 
 def test_doctor(capsys: Captured) -> None:

@@ -23,7 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
     out = new_file(arguments.out, (".npz", ".parquet"), force=arguments.force)
     subject = open_subject(arguments)
     from selfsight.data.sources import open_source
-    from selfsight.run import sight
     from selfsight.views.cpu import compile_kernels
 
     compile_kernels(note)
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         **opening(arguments),
         progress=counting("checked"),
     )
-    features = sight(subject.encoder, subject.size, counting("embedded")).embed(source)
+    features = subject.sight(subject.encoder, "embedded").embed(source)
     features.save(out)
     note(f"{len(features):,} embeddings of {features.dim} numbers")
     if arguments.json:

@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import sys
+from functools import partial
+from operator import setitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +18,6 @@ from selfsight.cli.subject import (
     take_subject,
 )
 from selfsight.cli.values import typed
-from selfsight.counting import counting
 from selfsight.errors import ConfigError, StorageError, suggestion
 
 if TYPE_CHECKING:
@@ -61,33 +63,18 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out and new_file(arguments.out, (".json",), force=arguments.force)
     # Told before the images are embedded, which may take an hour.
     protocols = selected(arguments)
-    size: int | None = None
-    if is_features(arguments.subject):
-        reports = _measure_features(protocols, arguments)
-    else:
-        subject = open_subject(arguments)
-        size, reports = subject.size, _measure(subject, protocols, arguments)
-    kept, results = _keep(list(reports.values())[-1], size, arguments)
-    facts: dict[str, Any] = {
-        "subject": arguments.subject,
-        "data": arguments.data,
-        "size": size,
-        "results": {name: report.json() for name, report in reports.items()},
-        **({"kept": kept} if kept else {}),
-    }
-    if out:
-        # With what each image adds, so that another encoder can be compared with the file.
-        whole = plain({**facts, "evaluations": results})
-        out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    if arguments.json:
-        document(facts)
-    else:
-        rows = [
-            (name, *row[:4], row[4].removeprefix("n="))
-            for name, report in reports.items()
-            for row in report.table()
-        ]
-        table(("encoder", "protocol", "metric", "value", "95% interval", "n"), rows)
+    subject = None if is_features(arguments.subject) else open_subject(arguments)
+    name = subject.name if subject else Path(arguments.subject).name
+    reports: dict[str, Report] = {}
+    try:
+        if subject:
+            _measure(subject, protocols, arguments, reports)
+        else:
+            reports[name] = _measure_features(protocols, arguments)
+    finally:
+        # When a protocol fails, or a person has waited enough, what there is stays.
+        if reports:
+            _tell(reports, name, subject, arguments, out)
     return 0
 
 
@@ -106,53 +93,91 @@ def selected(arguments: argparse.Namespace) -> "list[Protocol]":
     return evaluate.select(arguments.protocols, chosen)
 
 
-def _keep(
-    report: "Report", size: int | None, arguments: argparse.Namespace
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Where the results of single images went, which is beside a run, and those results."""
-    from selfsight.evaluate.stored import evaluations
-    from selfsight.run import Run
+def _measure(
+    subject: Subject,
+    protocols: "list[Protocol]",
+    arguments: argparse.Namespace,
+    reports: "dict[str, Report]",
+) -> None:
+    """Into `reports`, by the encoder's name, each protocol as soon as it is done."""
+    from selfsight.evaluate import OnFeatures, judge
+    from selfsight.run import judge_pixels
+    from selfsight.views.cpu import compile_kernels
 
-    if copies := max(one.details.get("copies_left_out", 0) for one in report.scores):
-        note(f"{copies} training images are equal to test images and were left out")
-    results = [one.json() for one in evaluations(report.scores, arguments.data, size)]
-    if not (Path(arguments.subject) / "run.json").is_file():
-        return [], results
-    try:
-        files = Run(arguments.subject).keep(report, arguments.data, size)
-    except StorageError as error:
-        note(f"the results of single images are not kept: {error}")
-        return [], results
-    return [str(file) for file in files], results
+    compile_kernels(note)
+    data, how = arguments.data, opening(arguments) | {"duplicates": arguments.duplicates}
+    if arguments.controls:
+        on_pixels = [one for one in protocols if isinstance(one, OnFeatures)]
+        if others := [one.name for one in protocols if one not in on_pixels]:
+            note(f"raw pixels are not judged by {', '.join(others)}, which ask for an encoder")
+        if on_pixels:
+            reports["raw pixels"] = judge_pixels(data, on_pixels, **how)
+        before, start = subject.before
+        untrained = subject.sight(start(), f"{before}: embedded")
+        judge(untrained, data, protocols, each=partial(setitem, reports, before), **how)
+    trained = subject.sight(subject.encoder, "embedded")
+    judge(trained, data, protocols, each=partial(setitem, reports, subject.name), **how)
 
 
-def _measure_features(
-    protocols: "list[Protocol]", arguments: argparse.Namespace
-) -> "dict[str, Report]":
+def _measure_features(protocols: "list[Protocol]", arguments: argparse.Namespace) -> "Report":
     from selfsight.evaluate import evaluate
 
     train, test = open_features(arguments)
     # A split of our own keeps equal rows apart, as that of images does.
     own = Path(arguments.subject).samefile(arguments.data)
     duplicates: Literal["refuse", "drop"] = "drop" if own else arguments.duplicates
-    return {Path(arguments.subject).name: evaluate(train, test, protocols, duplicates=duplicates)}
+    return evaluate(train, test, protocols, duplicates=duplicates)
 
 
-def _measure(
-    subject: Subject, protocols: "list[Protocol]", arguments: argparse.Namespace
-) -> "dict[str, Report]":
-    from selfsight.evaluate import judge
-    from selfsight.run import judge_pixels, sight
-    from selfsight.views.cpu import compile_kernels
+def _tell(
+    reports: "dict[str, Report]",
+    name: str,
+    subject: Subject | None,
+    arguments: argparse.Namespace,
+    out: Path | None,
+) -> None:
+    """What was found; `name` is the encoder's that was asked about."""
+    from selfsight.evaluate.stored import evaluations
+    from selfsight.machine import versions
 
-    compile_kernels(note)
-    data, how = arguments.data, opening(arguments) | {"duplicates": arguments.duplicates}
-    reports: dict[str, Report] = {}
-    if arguments.controls:
-        before, start = subject.before
-        untrained = sight(start(), subject.size, counting(f"{before}: embedded"))
-        reports["raw pixels"] = judge_pixels(data, protocols, **how)
-        reports[before] = judge(untrained, data, protocols, **how)
-    trained = sight(subject.encoder, subject.size, counting("embedded"))
-    reports[subject.name] = judge(trained, data, protocols, **how)
-    return reports
+    size = subject.size if subject else None
+    scores = reports[name].scores if name in reports else ()
+    if copies := max((one.details.get("copies_left_out", 0) for one in scores), default=0):
+        note(f"{copies} training images are equal to test images and were left out")
+    facts: dict[str, Any] = {
+        "subject": arguments.subject,
+        "data": arguments.data,
+        "size": size,
+        "results": {name: report.json() for name, report in reports.items()},
+    }
+    if kept := _keep(reports.get(name), size, arguments):
+        facts["kept"] = kept
+    if out:
+        # With what each image adds, so that another encoder can be compared with the file.
+        results = [one.json() for one in evaluations(scores, arguments.data, size)]
+        used = subject.sight(subject.encoder, "") if subject else None
+        how = {"device": str(used.device), "precision": used.precision} if used else {}
+        whole = {**facts, **how, "argv": sys.argv, "versions": versions(), "evaluations": results}
+        out.write_text(json.dumps(plain(whole), indent=2) + "\n", encoding="utf-8")
+    if arguments.json:
+        document(facts)
+        return
+    rows = [
+        (name, *row[:4], row[4].removeprefix("n="))
+        for name, report in reports.items()
+        for row in report.table()
+    ]
+    table(("encoder", "protocol", "metric", "value", "95% interval", "n"), rows)
+
+
+def _keep(report: "Report | None", size: int | None, arguments: argparse.Namespace) -> list[str]:
+    """Where the results of single images went, which is beside a run."""
+    from selfsight.run import Run
+
+    if report is None or not (Path(arguments.subject) / "run.json").is_file():
+        return []
+    try:
+        return [str(file) for file in Run(arguments.subject).keep(report, arguments.data, size)]
+    except StorageError as error:
+        note(f"the results of single images are not kept: {error}")
+        return []

@@ -3,16 +3,18 @@ architecture."""
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from selfsight.cli.output import note
 from selfsight.cli.parser import Parser, whole
+from selfsight.counting import counting
 from selfsight.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from selfsight.encoders.base import Encoder
+    from selfsight.evaluate import Sight
     from selfsight.features import Features
 
 __all__ = ["Subject", "is_features", "open_features", "open_subject", "take_subject"]
@@ -34,6 +36,15 @@ class Subject:
     encoder: "Encoder"
     size: int
     before: "tuple[str, Callable[[], Encoder]]"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def sight(self, encoder: "Encoder", doing: str) -> "Sight":
+        """This encoder, or the one before, as it is to be used; `doing` is what is counted."""
+        from selfsight.run import sight
+
+        tell = counting(doing)
+        return sight(encoder, self.size, tell, device=self.device, precision=self.precision)
 
 
 def take_subject(parser: Parser) -> None:
@@ -41,10 +52,18 @@ def take_subject(parser: Parser) -> None:
     add("subject", metavar="RUN|ENCODER", help="a run, a model's folder, .onnx, or a timm name")
     add("--size", type=whole(1), metavar="PX", help="side of the images the encoder sees")
     add("--pretrained", action="store_true", help="with trained weights (of an architecture)")
+    add("--device", metavar="NAME", help="auto, cpu or cuda")
+    add("--precision", choices=("auto", "fp32", "bf16"), help="the device's own by default")
 
 
 def open_subject(arguments: argparse.Namespace) -> Subject:
-    """What was named; a folder goes before an architecture of the same name."""
+    """What was named, to be used as was said."""
+    how = {"device": arguments.device, "precision": arguments.precision}
+    return replace(_open(arguments), **{name: value for name, value in how.items() if value})
+
+
+def _open(arguments: argparse.Namespace) -> Subject:
+    """A folder goes before an architecture of the same name."""
     name: str = arguments.subject
     folder = Path(name)
     if not folder.exists():
@@ -80,7 +99,7 @@ def open_features(arguments: argparse.Namespace) -> "tuple[Features, Features]":
     from selfsight.features import Features
 
     train, test = Path(arguments.subject), Path(arguments.data)
-    for name in ("size", "pretrained", "controls"):
+    for name in ("size", "pretrained", "device", "precision", "controls"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name} is for encoders, and {train} holds embeddings; leave it")
     if not is_features(arguments.data):

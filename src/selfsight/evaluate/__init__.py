@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ __all__ = [
     "interval",
     "judge",
     "measure",
-    "opened",
+    "openings",
     "options",
     "paired",
     "select",
@@ -112,42 +112,52 @@ def judge(
     protocols: Sequence[str | Protocol] = DEFAULT,
     *,
     duplicates: Literal["refuse", "drop"] = "refuse",
+    each: Callable[[Report], None] | None = None,
     **opening: Any,
 ) -> Report:
     """Judge an encoder on data, which are opened as each protocol reads them.
 
     duplicates: see `evaluation_split`
+    each: told all that is known whenever a protocol is done: a later one may fail
     opening: options of `open_source`
     """
+    chosen = select(protocols)
     scores: list[Score] = []
     features: tuple[Features, Features] | None = None
-    embedded: tuple[str, dict[str, int]] = "", {}
-    for protocol in select(protocols):
-        if isinstance(protocol, OnImages):
-            parts = opened(protocol, data, duplicates=duplicates, **opening)
-            found, about = protocol.measure(sight, *parts), _about(*parts)
-        elif isinstance(protocol, OnFeatures):
+    # All data are opened before any are measured: what cannot be read is told at once.
+    for protocol, parts in zip(chosen, openings(chosen, data, duplicates, **opening), strict=True):
+        if isinstance(protocol, OnFeatures):
             if features is None:
-                parts = opened(protocol, data, duplicates=duplicates, **opening)
                 features = sight.embed(parts[0]), sight.embed(parts[1])
                 _check_features(*features)
-                embedded = _about(*parts)
-            found, about = protocol.measure(*features), embedded
+            found = protocol.measure(*features)
+        else:
+            assert isinstance(protocol, OnImages)
+            found = protocol.measure(sight, *parts)
+        about = _about(*parts)
         scores += [_told(score, protocol, *about) for score in found]
+        if each is not None:
+            each(Report(scores))
     return Report(scores)
 
 
-def opened(
-    protocol: Protocol,
+def openings(
+    protocols: Sequence[Protocol],
     data: Data,
-    *,
     duplicates: Literal["refuse", "drop"] = "refuse",
     **opening: Any,
-) -> tuple[Any, Any]:
-    """The training and the test part of `data` as the protocol reads them."""
-    if isinstance(protocol, OnImages):
-        return protocol.open(data, duplicates=duplicates, **opening)
-    return evaluation_split(data, duplicates=duplicates, **opening)
+) -> list[tuple[Any, Any]]:
+    """The training and the test part of `data` as each protocol reads them; those that judge
+    embeddings share theirs."""
+    shared: tuple[Any, Any] | None = None
+    parts = []
+    for protocol in protocols:
+        if isinstance(protocol, OnImages):
+            parts.append(protocol.open(data, duplicates=duplicates, **opening))
+        else:
+            shared = shared or evaluation_split(data, duplicates=duplicates, **opening)
+            parts.append(shared)
+    return parts
 
 
 def _told(score: Score, protocol: Protocol, images: str, copies: dict[str, int]) -> Score:

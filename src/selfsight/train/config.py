@@ -16,7 +16,7 @@ from selfsight.encoders import create_encoder
 from selfsight.encoders.base import Encoder
 from selfsight.encoders.timm import TimmEncoder
 from selfsight.errors import ConfigError, DataError, suggestion
-from selfsight.machine import native_bf16
+from selfsight.machine import device_named, native_bf16
 from selfsight.methods import DEFAULT, create, method_class
 from selfsight.methods.base import Method
 from selfsight.optim import OPTIMIZERS, Recipe
@@ -129,7 +129,7 @@ def resolve(settings: Settings, source: Source) -> Built:
     short = int(source.sizes.min(1).max())
     method = choose("method", lambda: (DEFAULT, "learns from most sets with the least tuning"))
     seed = choose("seed", lambda: (0, "the same seed gives the same run"))
-    device = _device(choose("device", lambda: ("auto", "")))
+    device = device_named(choose("device", lambda: ("auto", "")))
     if needs_labels(method):
         _labelled(method, source)
     if device != chosen["device"]:
@@ -209,16 +209,6 @@ def _labelled(method: str, source: Source) -> None:
             f"{source.class_count or 'none'}; put images in one sub-folder per class, or give a "
             f"CSV with the columns path,label{flag}"
         )
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"unknown device {name}; it is auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device here; see selfsight doctor")
-    return name
 
 
 def _encoder(method: str, device: str, short: int) -> tuple[str, str]:

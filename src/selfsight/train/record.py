@@ -1,22 +1,20 @@
 """run.json: what a run is, and whether it still is that."""
 
 import hashlib
-import platform
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from selfsight import __version__
 from selfsight.data.base import Source
 from selfsight.data.decode import DECODER
 from selfsight.data.reduced import Reduced
 from selfsight.data.sources import Data
 from selfsight.distributed import world
 from selfsight.errors import ConfigError
+from selfsight.machine import versions
 from selfsight.train.config import Built, differences
 
 __all__ = ["record", "refuse_changes"]
@@ -47,11 +45,7 @@ def record(built: Built, data: Data, source: Source, habits: dict[str, Any]) -> 
         "views": [asdict(view) for view in built.method.views],
         "recipe": asdict(built.recipe),
         "argv": sys.argv,
-        "versions": {
-            "selfsight": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "timm", "numba", "pillow")},
-        },
+        "versions": versions(),
         "topology": {"world": world(), "threads": torch.get_num_threads()},
         "decoder": DECODER,
     }
