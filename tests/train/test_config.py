@@ -125,6 +125,12 @@ def test_tiny_crops_are_not_computed_in_bf16(monkeypatch, size, encoder, precisi
     assert built(size=size, encoder=encoder).config.precision == "bf16"
     monkeypatch.setattr(subject, "native_bf16", lambda device: False)
     assert built(size=size, encoder=encoder).config.precision == "fp32"
+    given = {"size": size, "encoder": encoder, "options": {"multi_crop": 2}, "precision": "bf16"}
+    if precision == "bf16":
+        assert built(**given).config.precision == "bf16"
+    else:
+        with pytest.raises(ConfigError, match=r"images of \d+ px, .* wrong gradients in bf16"):
+            built(**given)
 
 
 @pytest.mark.parametrize("method", ["cpc_v2", "infomin", "pirl"])

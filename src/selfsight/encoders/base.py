@@ -106,6 +106,14 @@ class Encoder(nn.Module, abc.ABC):
             "of 1 and a from_layer of 0"
         )
 
+    def learns_in_bf16(self, side: int, device: str) -> bool:
+        """Whether gradients of images of `side` pixels are right in bf16 there.
+
+        On a CPU, oneDNN's weight gradient holds uninitialised memory where a convolution's
+        stride exceeds its map (torch 2.15): the last stage of a ResNet at 16 px.
+        """
+        return self.maskable or side >= 32 or not device.startswith("cpu")
+
     def undecayed(self) -> frozenset[str]:
         """Names of parameters, beside biases and norms, that weight decay spares: positions,
         class tokens."""

@@ -195,6 +195,11 @@ def resolve(settings: Settings, source: Source) -> Built:
         known = ["auto", "fp32", "bf16"]
         hint = suggestion(chosen["precision"], known) or "; known: auto, fp32, bf16"
         raise ConfigError(f"unknown precision {chosen['precision']}{hint}")
+    elif chosen["precision"] == "bf16" and not encoder.learns_in_bf16(built.smallest, device):
+        raise ConfigError(
+            f"--precision bf16: images of {built.smallest} px, the smallest that the encoder is "
+            "given, have wrong gradients in bf16 on a CPU; use fp32 or a larger --size"
+        )
     if choose("compile", lambda: (False, "compiled only when asked for")):
         _compile(built)
     config = Config(**chosen, reasons=reasons)
@@ -249,9 +254,7 @@ def _warmup(recipe: Recipe, epochs: int) -> tuple[float, str]:
 
 
 def _precision(device: str, encoder: Encoder, side: int) -> tuple[str, str]:
-    if device == "cpu" and not encoder.maskable and side < 32:
-        # oneDNN's bf16 weight gradient holds uninitialised memory where a convolution's stride
-        # exceeds its map (torch 2.15): the last stage of a ResNet at 16 px.
+    if not encoder.learns_in_bf16(side, device):
         return "fp32", f"images of {side} px are too small for bf16 on a CPU"
     if native_bf16(device):
         return "bf16", "this device computes bf16 natively"

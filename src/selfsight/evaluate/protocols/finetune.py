@@ -209,6 +209,7 @@ class Finetune(OnImages):
         )  # fmt: skip
         total, rate = tuning.epochs * loader.per_epoch, tuning.recipe.rate(batch)
         warmup = round(tuning.warmup * total)
+        half = sight.precision == "bf16" and encoder.learns_in_bf16(sight.size, str(sight.device))
         tell = counting("fine-tuned") if sight.progress else None
         losses: list[Tensor] = []
         best, most = None, -1
@@ -217,7 +218,7 @@ class Finetune(OnImages):
                 drop = steps(step / total, _DROPS, _DROP) if tuning.schedule == "steps" else 1.0
                 optim.set_rates(optimizer, tuning.recipe, drop * rate, step, total, warmup)
                 torch.manual_seed(philox.seed_for(self.seed, step, Purpose.DROPOUT))
-                loss = self._loss(encoder, head, part, sight.precision == "bf16")
+                loss = self._loss(encoder, head, part, half)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
