@@ -63,7 +63,7 @@ LAYERS = {
     "bench": "errors machine views encoders methods.base data train",
     "doctor": "errors machine views data encoders train bench",
     # Nothing imports the command line but `python -m selfsight`.
-    "cli": "errors counting ranges views encoders data methods export features evaluate diagnose "
+    "cli": "errors machine counting ranges views encoders data methods export features evaluate diagnose "
     "explore presets run train demo bench doctor selfsight",
     "__main__": "cli",
     # The façade loads what it is asked for, when it is asked.
