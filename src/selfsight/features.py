@@ -46,7 +46,8 @@ class Features:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        embedding = np.ascontiguousarray(self.embedding, np.float32)
+        with np.errstate(over="ignore"):  # what is not finite is refused where it is used
+            embedding = np.ascontiguousarray(self.embedding, np.float32)
         if embedding.ndim != 2 or embedding.shape[1] == 0:
             raise DataError(f"an embedding is (N, D) with D ≥ 1, got shape {embedding.shape}")
         n = len(embedding)
@@ -248,7 +249,10 @@ def _batches(
 
 _MARK = "selfsight.features.1"
 _FOREIGN = {"embedding": ("embedding", "features", "x"), "label": ("label", "labels", "y")}
+# Numbers hardly shrink when they are packed; an archive that grows this far holds none.
+_MAX_GROWTH, _MAX_UNASKED = 100, 1 << 30
 _BROKEN = (
+    AttributeError,
     DataError,
     EOFError,
     IndexError,
@@ -303,6 +307,9 @@ def _read_npz(file: Path) -> dict[str, Any]:
     with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("another format")
+        unpacked = sum(part.file_size for part in archive.zip.infolist())
+        if unpacked > max(_MAX_UNASKED, _MAX_GROWTH * file.stat().st_size):
+            raise ValueError("it would unpack to far more than its size")
         if "format" not in archive:
             return _foreign_npz(archive)
         if str(archive["format"]) != _MARK:
@@ -375,6 +382,12 @@ def _read_parquet(file: Path) -> dict[str, Any]:
     embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), dim)
     path = table["path"].to_pylist()
     label = table["label"].to_numpy() if mark["labelled"] else None
+    if label is not None and label.dtype.kind not in "iu":
+        raise ValueError("labels are whole numbers, one for each embedding")
+    if not all(isinstance(name, str | bytes) for name in path) or not all(
+        isinstance(name, str) for name in mark["classes"]
+    ):
+        raise ValueError("paths and classes are names")
     return {
         # Arrow's memory may be read only, which torch would not share.
         "embedding": np.require(embedding, requirements="W"),
