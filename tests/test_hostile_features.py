@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selfsight.errors import StorageError
+from selfsight.errors import DataError, StorageError
 from selfsight.evaluate import stored
 from selfsight.features import Features
 
@@ -37,6 +37,11 @@ def test_an_archive_that_unpacks_to_far_more(
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", content.getvalue())
     refused(tmp_path / "a.npz", "unpack to far more than its size")
+
+
+def test_labels_far_too_large() -> None:
+    with pytest.raises(DataError, match="number them from 0"):
+        Features(np.ones((2, 2)), np.array([0, 1 << 40]))
 
 
 def test_numbers_too_large_for_features_are_not_finite() -> None:

@@ -61,7 +61,7 @@ class Features:
             )
         if label is not None and n:
             low, high = int(label.min()), int(label.max())
-            if low < 0 or (self.classes and high >= len(self.classes)):
+            if low < 0 or high >= _MAX_CLASSES or (self.classes and high >= len(self.classes)):
                 raise DataError(
                     f"labels {low} to {high} do not fit {len(self.classes)} class "
                     "names; number them from 0"
@@ -249,6 +249,8 @@ def _batches(
 
 _MARK = "selfsight.features.1"
 _FOREIGN = {"embedding": ("embedding", "features", "x"), "label": ("label", "labels", "y")}
+# Tables as wide as the largest label are made; ImageNet's whole has 22,000 classes.
+_MAX_CLASSES = 1 << 20
 # Numbers hardly shrink when they are packed; an archive that grows this far holds none.
 _MAX_GROWTH, _MAX_UNASKED = 100, 1 << 30
 _BROKEN = (
@@ -307,7 +309,8 @@ def _read_npz(file: Path) -> dict[str, Any]:
     with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("another format")
-        unpacked = sum(part.file_size for part in archive.zip.infolist())
+        parts: list[zipfile.ZipInfo] = archive.zip.infolist() if archive.zip else []
+        unpacked = sum(part.file_size for part in parts)
         if unpacked > max(_MAX_UNASKED, _MAX_GROWTH * file.stat().st_size):
             raise ValueError("it would unpack to far more than its size")
         if "format" not in archive:
@@ -384,9 +387,7 @@ def _read_parquet(file: Path) -> dict[str, Any]:
     label = table["label"].to_numpy() if mark["labelled"] else None
     if label is not None and label.dtype.kind not in "iu":
         raise ValueError("labels are whole numbers, one for each embedding")
-    if not all(isinstance(name, str | bytes) for name in path) or not all(
-        isinstance(name, str) for name in mark["classes"]
-    ):
+    if not all(isinstance(name, str | bytes) for name in (*path, *mark["classes"])):
         raise ValueError("paths and classes are names")
     return {
         # Arrow's memory may be read only, which torch would not share.
