@@ -190,7 +190,7 @@ def pixels(source: Source, *, size: int = 32, batch: int = 256, threads: int = 1
 
 
 def _described(embedding: np.ndarray, source: Source) -> Features:
-    path = tuple(source.path(i) for i in range(len(source)))
+    path = tuple(map(source.path, range(len(source))))
     return Features(embedding, source.labels, path, source.classes)
 
 
@@ -249,19 +249,15 @@ def _batches(
 
 _MARK = "selfsight.features.1"
 _FOREIGN = {"embedding": ("embedding", "features", "x"), "label": ("label", "labels", "y")}
-# Tables as wide as the largest label are made; ImageNet's whole has 22,000 classes.
-_MAX_CLASSES = 1 << 20
-# Numbers hardly shrink when they are packed; an archive that grows this far holds none.
-_MAX_GROWTH, _MAX_UNASKED = 100, 1 << 30
+# Tables are as wide as the largest label; numbers hardly shrink when they are packed.
+_MAX_CLASSES, _MAX_GROWTH, _MAX_UNASKED = 1 << 20, 100, 1 << 30
 _BROKEN = (
     AttributeError,
     DataError,
+    ArithmeticError,
     EOFError,
-    IndexError,
-    KeyError,
+    LookupError,
     MemoryError,
-    NotImplementedError,
-    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -309,8 +305,8 @@ def _read_npz(file: Path) -> dict[str, Any]:
     with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("another format")
-        parts: list[zipfile.ZipInfo] = archive.zip.infolist() if archive.zip else []
-        unpacked = sum(part.file_size for part in parts)
+        parts: Any = archive.zip
+        unpacked = sum(part.file_size for part in parts.infolist())
         if unpacked > max(_MAX_UNASKED, _MAX_GROWTH * file.stat().st_size):
             raise ValueError("it would unpack to far more than its size")
         if "format" not in archive:
@@ -324,13 +320,8 @@ def _read_npz(file: Path) -> dict[str, Any]:
         raise ValueError("names do not fit")
     ends = np.cumsum(length)
     names = [_decode(text[e - k : e]) for e, k in zip(ends.tolist(), length.tolist(), strict=True)]
-    n = len(embedding)
-    return {
-        "embedding": embedding,
-        "label": label,
-        "path": tuple(names[:n]),
-        "classes": tuple(names[n:]),
-    }
+    path, classes = tuple(names[: len(embedding)]), tuple(names[len(embedding) :])
+    return {"embedding": embedding, "label": label, "path": path, "classes": classes}
 
 
 def _foreign_npz(archive: Any) -> dict[str, Any]:
@@ -385,10 +376,9 @@ def _read_parquet(file: Path) -> dict[str, Any]:
     embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), dim)
     path = table["path"].to_pylist()
     label = table["label"].to_numpy() if mark["labelled"] else None
-    if label is not None and label.dtype.kind not in "iu":
-        raise ValueError("labels are whole numbers, one for each embedding")
-    if not all(isinstance(name, str | bytes) for name in (*path, *mark["classes"])):
-        raise ValueError("paths and classes are names")
+    named = all(isinstance(name, str | bytes) for name in (*path, *mark["classes"]))
+    if not named or (label is not None and label.dtype.kind not in "iu"):
+        raise ValueError("labels are whole numbers, and paths and classes are names")
     return {
         # Arrow's memory may be read only, which torch would not share.
         "embedding": np.require(embedding, requirements="W"),
