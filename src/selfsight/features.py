@@ -46,7 +46,8 @@ class Features:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        embedding = np.ascontiguousarray(self.embedding, np.float32)
+        with np.errstate(over="ignore"):  # what is not finite is refused where it is used
+            embedding = np.ascontiguousarray(self.embedding, np.float32)
         if embedding.ndim != 2 or embedding.shape[1] == 0:
             raise DataError(f"an embedding is (N, D) with D ≥ 1, got shape {embedding.shape}")
         n = len(embedding)
@@ -60,7 +61,7 @@ class Features:
             )
         if label is not None and n:
             low, high = int(label.min()), int(label.max())
-            if low < 0 or (self.classes and high >= len(self.classes)):
+            if low < 0 or high >= _MAX_CLASSES or (self.classes and high >= len(self.classes)):
                 raise DataError(
                     f"labels {low} to {high} do not fit {len(self.classes)} class "
                     "names; number them from 0"
@@ -189,7 +190,7 @@ def pixels(source: Source, *, size: int = 32, batch: int = 256, threads: int = 1
 
 
 def _described(embedding: np.ndarray, source: Source) -> Features:
-    path = tuple(source.path(i) for i in range(len(source)))
+    path = tuple(map(source.path, range(len(source))))
     return Features(embedding, source.labels, path, source.classes)
 
 
@@ -248,14 +249,15 @@ def _batches(
 
 _MARK = "selfsight.features.1"
 _FOREIGN = {"embedding": ("embedding", "features", "x"), "label": ("label", "labels", "y")}
+# Tables are as wide as the largest label; numbers hardly shrink when they are packed.
+_MAX_CLASSES, _MAX_GROWTH, _MAX_UNASKED = 1 << 20, 100, 1 << 30
 _BROKEN = (
+    AttributeError,
     DataError,
+    ArithmeticError,
     EOFError,
-    IndexError,
-    KeyError,
+    LookupError,
     MemoryError,
-    NotImplementedError,
-    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -303,6 +305,10 @@ def _read_npz(file: Path) -> dict[str, Any]:
     with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("another format")
+        parts: Any = archive.zip
+        unpacked = sum(part.file_size for part in parts.infolist())
+        if unpacked > max(_MAX_UNASKED, _MAX_GROWTH * file.stat().st_size):
+            raise ValueError("it would unpack to far more than its size")
         if "format" not in archive:
             return _foreign_npz(archive)
         if str(archive["format"]) != _MARK:
@@ -314,13 +320,8 @@ def _read_npz(file: Path) -> dict[str, Any]:
         raise ValueError("names do not fit")
     ends = np.cumsum(length)
     names = [_decode(text[e - k : e]) for e, k in zip(ends.tolist(), length.tolist(), strict=True)]
-    n = len(embedding)
-    return {
-        "embedding": embedding,
-        "label": label,
-        "path": tuple(names[:n]),
-        "classes": tuple(names[n:]),
-    }
+    path, classes = tuple(names[: len(embedding)]), tuple(names[len(embedding) :])
+    return {"embedding": embedding, "label": label, "path": path, "classes": classes}
 
 
 def _foreign_npz(archive: Any) -> dict[str, Any]:
@@ -375,6 +376,9 @@ def _read_parquet(file: Path) -> dict[str, Any]:
     embedding = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), dim)
     path = table["path"].to_pylist()
     label = table["label"].to_numpy() if mark["labelled"] else None
+    named = all(isinstance(name, str | bytes) for name in (*path, *mark["classes"]))
+    if not named or (label is not None and label.dtype.kind not in "iu"):
+        raise ValueError("labels are whole numbers, and paths and classes are names")
     return {
         # Arrow's memory may be read only, which torch would not share.
         "embedding": np.require(embedding, requirements="W"),

@@ -139,6 +139,62 @@ def external(path: Path, location: str) -> Path:
     return linear(path, weights=(weight,))
 
 
+def ends(*values: int) -> Any:
+    return onnx.numpy_helper.from_array(np.array(values, np.int64), "ends")
+
+
+class TestLimits:
+    def test_a_graph_that_wants_all_memory(self, tmp_path: Path) -> None:
+        weights = (ends(1 << 20, 1, 1 << 10, 1 << 10),)
+        nodes = [node("Tile", "x ends", "t"), node("ReduceSum", "t", "y", keepdims=0)]
+        file = graph(tmp_path / "a.onnx", *nodes, weights=weights, gives=None)
+        assert file.stat().st_size < 1000
+        with pytest.raises(ConfigError, match="8 × 8 pixels") as caught:
+            OnnxEncoder(file, size=8)
+        assert "\n" not in str(caught.value)
+
+    def test_a_graph_that_does_not_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        helper, kinds = onnx.helper, onnx.TensorProto
+        images = helper.make_tensor_value_info("v", FLOAT, ANY)
+        takes = [
+            helper.make_tensor_value_info("i", kinds.INT64, []),
+            helper.make_tensor_value_info("c", kinds.BOOL, []),
+            images,
+        ]
+        gives = [
+            helper.make_tensor_value_info("again", kinds.BOOL, []),
+            helper.make_tensor_value_info("w", FLOAT, ANY),
+        ]
+        inner = [node("Identity", "c", "again"), node("Sin", "v", "w")]
+        body = helper.make_graph(inner, "body", takes, gives)
+        count = onnx.numpy_helper.from_array(np.array(1 << 62, np.int64), "ends")
+        loop = helper.make_node("Loop", ["ends", "", "x"], ["y"], body=body)
+        file = graph(tmp_path / "a.onnx", loop, weights=(count,), gives=None)
+        monkeypatch.setattr("selfsight.encoders.onnx._SECONDS", 0.3)
+        with pytest.raises(ConfigError, match=r"took more than 0\.3 s for 1 images; it is refused"):
+            OnnxEncoder(file, size=8)
+
+    def test_a_file_brings_no_code_and_no_settings(self, tmp_path: Path) -> None:
+        foreign = onnx.helper.make_node("Evil", ["x"], ["y"], domain="evil.so")
+        with pytest.raises(StorageError, match="is damaged or no usable ONNX file"):
+            OnnxEncoder(graph(tmp_path / "a.onnx", foreign), size=8)
+        file = linear(tmp_path / "b.onnx")
+        model = onnx.load(file)
+        settings = json.dumps({"session_options": {"intra_op_num_threads": 7}})
+        onnx.helper.set_model_props(model, {"ort_config": settings})
+        onnx.save(model, file)
+        threads = OnnxEncoder(file, size=8)._engine.get_session_options().intra_op_num_threads
+        assert threads == torch.get_num_threads()
+
+    def test_too_many_weights(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "w.bin").write_bytes(WEIGHT.tobytes())
+        monkeypatch.setattr("selfsight.encoders.onnx._MAX_WEIGHTS", 10)
+        with pytest.raises(StorageError, match="of weights from further files"):
+            OnnxEncoder(external(tmp_path / "a.onnx", "w.bin"), size=8)
+
+
 class TestRefusals:
     @pytest.mark.parametrize("place", ["{}/w.bin", "../w.bin", "link", "sub/../../w.bin", ""])
     def test_weights_outside_the_folder(self, tmp_path: Path, place: str) -> None:

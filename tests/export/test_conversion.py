@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sysconfig
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -447,6 +448,41 @@ class TestQuarantine:
             read_checkpoint(Path(file.name), Path())
         assert "\n" not in str(caught.value)
         assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, "torch.py"]
+
+    def test_it_knows_neither_the_environment_nor_the_users_packages(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        home = tmp_path / "home"
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.setenv("PYTHONUSERBASE", str(home / "base"))
+        monkeypatch.setenv("SECRET", "secret")
+        scheme = sysconfig.get_preferred_scheme("user")
+        for base in (home / "base", home / ".local"):
+            place = Path(sysconfig.get_path("purelib", scheme, {"userbase": str(base)}))
+            place.mkdir(parents=True)
+            (place / "sneaky.py").write_text("")
+            (place / "sneaky.pth").write_text("import sneaky; import os; os.abort()")
+        # Stands for a checkpoint that has taken the process over.
+        (tmp_path / "taken.py").write_text(
+            "import importlib.util, os, pathlib, sys\n"
+            "import torch\n"  # not for want of a path
+            "home = pathlib.Path.home()\n"
+            "sneaky = importlib.util.find_spec('sneaky')\n"
+            "found = dict(names=sorted({*os.environ} - {'LC_CTYPE', '__CF_USER_TEXT_ENCODING'}),\n"
+            "    home=sorted(home.iterdir()), sneaky=sneaky, isolated=sys.flags.isolated)\n"
+            "sys.exit(repr(found))\n"
+        )
+        monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+        monkeypatch.setattr(conversion, "_QUARANTINE", tmp_path / "taken.py")
+        with pytest.raises(StorageError) as caught:
+            read_checkpoint(pickled(tmp_path, {"a": torch.ones(1)}), tmp_path)
+        wanted = {
+            "names": ["HOME", "OMP_NUM_THREADS", "TMPDIR"],
+            "home": [],
+            "sneaky": None,
+            "isolated": 1,
+        }
+        assert str(caught.value).endswith(repr(wanted))
 
     def test_a_small_file_of_a_huge_tensor(self, tmp_path: Path) -> None:
         huge = torch.ones(1).expand(1 << 20, 1 << 16)

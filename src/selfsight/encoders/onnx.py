@@ -1,8 +1,10 @@
 """An ONNX file as an encoder: images in, embeddings out, and nothing inside to look at."""
 
+import functools
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +26,9 @@ __all__ = ["METADATA", "OnnxEncoder"]
 METADATA = "selfsight"
 
 # protobuf holds no more; larger models keep their weights in files beside it.
-_MAX_FILE = 1 << 31
+_MAX_FILE, _MAX_WEIGHTS = 1 << 31, 16 << 30
+# What graphs may hold at a time beside their weights, and take for an image.
+_MEMORY, _SECONDS = 16 << 30, 60
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -124,13 +128,25 @@ class OnnxEncoder(Encoder):
         # A graph may be made for one number of images only.
         missing = max((self._batch or 0) - len(array), 0)
         array = np.pad(array, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        height, width = x.shape[2:]
+        how, seconds = import_module("onnxruntime").RunOptions(), _SECONDS * max(len(array), 1)
+        how.log_severity_level = 4
+        # A loop in a graph need not end, and nothing else could interrupt it.
+        limit = threading.Timer(seconds, setattr, (how, "terminate", True))
+        limit.daemon = True
+        limit.start()
         try:
-            (y,) = self._engine.run(None, {self._input: array})
+            (y,) = self._engine.run(None, {self._input: array}, how)
         except Exception as error:
-            height, width = x.shape[2:]
+            if how.terminate:
+                raise ConfigError(
+                    f"{self.name} took more than {seconds} s for {len(array)} images; it is refused"
+                ) from error
             raise ConfigError(
                 f"{self.name} does not take images of {height} × {width} pixels: {_line(error)}"
             ) from error
+        finally:
+            limit.cancel()
         y = np.asarray(y)
         if y.ndim not in (2, 4) or len(y) != len(array) or y.dtype.kind != "f" or 0 in y.shape[1:]:
             raise ConfigError(
@@ -201,7 +217,9 @@ def _engine(path: Path) -> Any:
     except Exception as error:  # protobuf's own
         raise _damaged(path, error) from error
     runtime.disable_telemetry_events()
+    _limit_memory(runtime)
     options = runtime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its errors are raised as well
@@ -211,9 +229,20 @@ def _engine(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
+@functools.cache
+def _limit_memory(runtime: Any) -> None:
+    """Once for all graphs: the runtime has one allocator, and a graph of a few bytes may ask for
+    any amount."""
+    kind = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    place = runtime.OrtMemoryInfo("Cpu", kind, 0, runtime.OrtMemType.DEFAULT)
+    # 1: an arena grows by what is asked for, instead of doubling.
+    limits = {"max_mem": _MEMORY, "arena_extend_strategy": 1}
+    runtime.create_and_register_allocator(place, runtime.OrtArenaCfg(limits))
+
+
 def _check_places(onnx: Any, path: Path) -> None:
     """Whether all weights outside the file lie in its folder: a file may name any other."""
-    folder = path.parent.resolve()
+    folder, places = path.parent.resolve(), set()
     for tensor in _tensors(onnx, onnx.load(path, load_external_data=False)):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -225,6 +254,11 @@ def _check_places(onnx: Any, path: Path) -> None:
             )
         if not place.is_file():
             raise StorageError(f"{path} needs {named} beside it, which is not there")
+        places.add(place)
+    if sum(place.stat().st_size for place in places) > _MAX_WEIGHTS:
+        raise StorageError(
+            f"{path} takes more than {_MAX_WEIGHTS >> 30} GiB of weights from further files"
+        )
 
 
 def _tensors(onnx: Any, message: Any) -> Iterator[Any]:

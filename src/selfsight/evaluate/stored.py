@@ -33,6 +33,8 @@ _FORMAT = "selfsight.evaluation.1"
 # A million images with a number each take 11 MB.
 _MAX_BYTES = 64 << 20
 _MAX_TEXT = 10_000
+# Options and details are tables of tables at most.
+_MAX_DEPTH = 20
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ def _score(item: Any) -> Score:
     options, details = item["options"], item["details"]
     if not isinstance(options, dict) or not isinstance(details, dict):
         raise ValueError("options and details are no objects")
+    _check_depth([options, details], _MAX_DEPTH)
     each, draws = item.get("each"), item.get("draws")
     return Score(
         _text(item, "name"),
@@ -245,6 +248,14 @@ def _score(item: Any) -> Score:
         options=options,
         images=_text(item, "images"),
     )
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if left == 0:
+        raise ValueError("it is nested too deeply")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
 
 
 def _text(item: dict[str, Any], name: str) -> str:

@@ -108,15 +108,20 @@ def read_checkpoint(path: Path, scratch: Path) -> dict[str, Tensor]:
         size = path.stat().st_size
         seconds = _SECONDS + size // _BYTES_PER_SECOND
         limits = [str(_MEMORY + _FACTOR * size), str(seconds)]
-        # -E and -P: neither the environment nor the folder we stand in chooses what it imports.
-        words = [sys.executable, "-E", "-P", str(_QUARANTINE), str(path.absolute()), str(out)]
-        kept = {k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "HOME")}
+        # Isolated: neither the environment, the user's packages nor the folder we stand in choose
+        # what it imports; and there is no secret in the environment, and no home, to take.
+        words = [sys.executable, "-I", str(_QUARANTINE), str(path.absolute()), str(out)]
+        home = Path(place, "home")
+        home.mkdir()
+        given = {"HOME": str(home), "TMPDIR": str(home), "OMP_NUM_THREADS": "1"}
+        # Where torch's own libraries may have to be found.
+        given |= {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
         try:
             with why.open("wb") as complaints:
                 code = subprocess.run(
                     words + limits,
                     cwd=place,
-                    env={**kept, "OMP_NUM_THREADS": "1"},
+                    env=given,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=complaints,
