@@ -128,8 +128,38 @@ def test_several_comparisons_are_adjusted() -> None:
     assert among.adjusted == pytest.approx(3 * among.p)
     assert (alone.words, among.words) == ("a difference", "no difference shown")
     assert [pair.words for pair in others] == ["no difference shown"] * 2
-    assert any("3 comparisons" in note and "Holm" in note for note in three.notes)
+    assert any("pairs of one table together (Holm)" in note for note in three.notes)
     assert not any("Holm" in note for note in two.notes)
+
+
+def means(each: np.ndarray) -> list[Score]:
+    """each: (encoders, n) numbers of images, of whose means only resamples are kept."""
+    n = each.shape[1]
+    often = np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), size=1000)
+    drawn = each @ often.T / n
+    return [
+        Score("m", "maps", float(row.mean()), 0, 1, n, "mIoU", images="i", draws=draws)
+        for row, draws in zip(each, drawn, strict=True)
+    ]
+
+
+def test_draws_show_a_difference_among_many_pairs() -> None:
+    # 2 of 1,001 is the least share of draws, and 28 times that is more than 0.05.
+    noise = 0.05 * np.random.default_rng(0).normal(size=(8, 100))
+    told = compare(entries(means(np.linspace(0.1, 0.8, 8)[:, None] + noise)))
+    assert len(told.pairs) == 28
+    assert {pair.words for pair in told.pairs} == {"a difference"}
+
+
+@pytest.mark.parametrize("n", [12, 60])
+def test_draws_without_a_difference_seldom_show_one_among_many_pairs(n: int) -> None:
+    """Each image has its difficulty, which is skewed, and equal encoders differ at random."""
+    draw, alarms = np.random.default_rng(n), []
+    for _ in range(100):
+        each = draw.exponential(size=n) * (1 + 0.3 * draw.normal(size=(8, n)))
+        alarms.append(any(p.words == "a difference" for p in compare(entries(means(each))).pairs))
+    # 5% of 100, and three binomial deviations.
+    assert np.mean(alarms) < 0.05 + 3 * (0.05 * 0.95 / 100) ** 0.5
 
 
 def test_runs_that_differ_only_in_their_seed_are_one_row() -> None:

@@ -9,6 +9,7 @@ from selfsight.errors import ConfigError, DataError
 from selfsight.evaluate.statistics import (
     around,
     bootstrap,
+    drawn_p_value,
     holm,
     interval,
     mean_interval,
@@ -220,6 +221,28 @@ def test_p_values_agree_with_the_intervals() -> None:
     assert not paired(a, b, 1 - p + 1e-4).significant
     assert p_value(lambda level: False) == pytest.approx(1)
     assert p_value(lambda level: True) < 1e-9
+
+
+def test_p_values_of_draws() -> None:
+    # Three of 99 at or below zero, and one more for the value itself.
+    few = np.concatenate([[-1.0, -2.0, 0.0], np.full(96, 5.0)])
+    assert drawn_p_value(few, 50) == drawn_p_value(-few, 50) == pytest.approx(2 * 4 / 100)
+    assert drawn_p_value([np.nan, *few], 50) == drawn_p_value(few, 50)
+    assert drawn_p_value(np.zeros(99), 50) == 1
+    # Draws that cannot tell more: none reaches zero, and nothing is known of their width.
+    for flat in (np.ones(99), np.arange(20.0) + 1, 1 + 1e-16 * np.arange(99)):
+        assert drawn_p_value(flat, 1) == pytest.approx(2 / (len(flat) + 1))
+    assert drawn_p_value(np.ones(99), 50) == pytest.approx(2 / 100)
+    assert drawn_p_value([], 50) == drawn_p_value([np.nan], 50) == 1
+
+
+def test_p_values_beyond_the_draws_are_those_of_the_t_test() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    x = np.random.default_rng(3).normal(1.0, 1.0, size=30)
+    draws = bootstrap(lambda rows: float(x[rows].mean()), len(x), 4000)
+    p = drawn_p_value(draws, len(x))
+    assert p < 2 / 4001
+    assert np.log10(p) == pytest.approx(np.log10(stats.ttest_1samp(x, 0).pvalue), abs=0.4)
 
 
 def test_holm() -> None:

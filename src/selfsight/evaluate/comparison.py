@@ -12,10 +12,12 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from selfsight.evaluate.report import Score, shown
 from selfsight.evaluate.statistics import (
     Difference,
+    drawn_p_value,
     holm,
     p_value,
     paired,
@@ -179,8 +181,8 @@ def compare(entries: Sequence[Entry]) -> Comparison:
     told = sum(pair.difference is not None for pair in pairs)
     if told > 1:
         notes.append(
-            f"{told} comparisons: the words hold for all of them together (Holm), an interval "
-            "for itself alone"
+            "the words hold for the pairs of one table together (Holm), not over several tables; "
+            "an interval for itself alone"
         )
     sizes = {entry.evaluation.size for entry in entries}
     if len(sizes) > 1:
@@ -206,9 +208,10 @@ def difference(a: Score, b: Score, level: float = 0.95) -> Difference | None:
             return paired(a.each, b.each, level)
         low, high = student_interval(np.subtract(a.each, b.each, dtype=np.float64), level)
         return Difference(a.value - b.value, low, high, a.n)
-    if a.draws is not None and b.draws is not None and len(a.draws) == len(b.draws):
-        return Difference(a.value - b.value, *spread(a.draws - b.draws, level), a.n)
-    return None
+    draws = _paired_draws(a, b)
+    if draws is None:
+        return None
+    return Difference(a.value - b.value, *spread(draws, level), a.n)
 
 
 def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -253,10 +256,11 @@ def _pair(a: Group, b: Group) -> Pair:
     if found is None:
         words = "cannot tell: the results of single test images are missing"
         return Pair(a.name, b.name, None, None, 1, 1, words)
-    # The draws end at some level; their shares are as fine as they can be.
-    p = _shares(a, b)
-    if p is None:
+    draws = None if a.over == "seeds" else _paired_draws(a.scores[0], b.scores[0])
+    if draws is None:
         p = p_value(lambda level: (wider := at(level)) is not None and wider.significant)
+    else:
+        p = drawn_p_value(draws, found.n)
     return Pair(a.name, b.name, found, a.over, p, p, "")
 
 
@@ -265,16 +269,13 @@ def _welch(a: Group, b: Group, level: float) -> Difference:
     return welch(ours, theirs, level)
 
 
-def _shares(a: Group, b: Group) -> float | None:
-    """Where draws are compared, twice the share of them beyond zero, at least that of one."""
-    one, other = a.scores[0], b.scores[0]
-    known = one.each is not None and other.each is not None
-    if a.over == "seeds" or known or one.draws is None or other.draws is None:
+def _paired_draws(a: Score, b: Score) -> NDArray[np.float64] | None:
+    """The difference on each of the resamples, where only those are known."""
+    if a.each is not None and b.each is not None and len(a.each) == len(b.each):
         return None
-    draws = one.draws - other.draws
-    draws = draws[~np.isnan(draws)]
-    fewer = min((draws <= 0).sum(), (draws >= 0).sum())
-    return min(1.0, 2 * float(fewer + 1) / (len(draws) + 1))
+    if a.draws is None or b.draws is None or len(a.draws) != len(b.draws):
+        return None
+    return a.draws - b.draws
 
 
 def _worded(pairs: Sequence[Pair]) -> list[Pair]:
