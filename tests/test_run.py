@@ -78,7 +78,7 @@ def test_evaluation(run, labelled):
 
 
 def test_the_controls(run, labelled):
-    reports = run.compare(labelled, protocols=("knn",))
+    reports = run.controls(labelled, protocols=("knn",))
     assert list(reports) == ["raw pixels", "untrained", "trained"]
     assert len({report["knn"].n for report in reports.values()}) == 1
     assert reports["trained"].json() == run.evaluate(labelled, protocols=("knn",)).json()

@@ -57,18 +57,19 @@ LAYERS = {
     "presets": "errors",
     "run": "errors philox machine views encoders data methods.base methods export features "
     "evaluate diagnose presets",
+    "comparing": "errors data evaluate run",
     "train": "errors philox counting machine schedules losses meters views distributed batchnorm "
     "optim encoders memory methods.base data methods export features evaluate diagnose presets run",
     "demo": "errors data features evaluate diagnose run selfsight",
     "bench": "errors machine views encoders methods.base data train",
     "doctor": "errors machine views data encoders train bench",
     # Nothing imports the command line but `python -m selfsight`.
-    "cli": "errors machine counting ranges views encoders data methods export features evaluate diagnose "
-    "explore presets run train demo bench doctor selfsight",
+    "cli": "errors counting ranges machine views encoders data methods export features evaluate "
+    "diagnose explore presets run comparing train demo bench doctor selfsight",
     "__main__": "cli",
     # The façade loads what it is asked for, when it is asked.
     "selfsight": "errors philox losses views encoders data methods export features evaluate "
-    "diagnose run train",
+    "diagnose run comparing train",
 }
 
 # The façade stands last but serves the command line and the demo.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selfsight.comparing import Candidate
     from selfsight.evaluate.comparison import Comparison
     from selfsight.features import Features
     from selfsight.run import Run
@@ -109,19 +110,21 @@ def load(path: str | Path) -> "Run":
 
 
 def compare(
-    runs: "Sequence[str | Path | Run]",
+    encoders: "Sequence[str | Path | Run | Candidate]",
     data: Any = None,
     protocols: "Sequence[Any] | None" = None,
-    **opening: Any,
+    **how: Any,
 ) -> "list[Comparison]":
-    """What is and what is not a difference between runs, by each protocol.
+    """What is and what is not a difference between encoders, by each protocol.
 
-    runs: their folders, or files of `selfsight evaluate --out`
+    encoders: runs, or their folders; files of `selfsight evaluate --out`; and any encoder as
+        `selfsight.comparing.Candidate`
     data: on which what was not kept by an evaluation is measured
+    how: size of the images that runs see, and how to open the data
     """
-    from selfsight.run import compare_runs
+    from selfsight.comparing import compare_encoders
 
-    return compare_runs(runs, data, protocols, **opening)
+    return compare_encoders(encoders, data, protocols, **how)
 
 
 def __getattr__(name: str) -> Any:

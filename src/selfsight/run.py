@@ -1,8 +1,7 @@
 """A finished or interrupted run: its encoder, its numbers, its verdict."""
 
-import contextlib
 import json
-import shlex
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from selfsight.diagnose.checks import Verdict, verdicts
 from selfsight.encoders import create_encoder
 from selfsight.encoders.base import Encoder
 from selfsight.encoders.timm import TimmEncoder
-from selfsight.errors import ConfigError, DataError, StorageError
+from selfsight.errors import StorageError
 from selfsight.evaluate import (
     DEFAULT,
     OnFeatures,
@@ -27,20 +26,9 @@ from selfsight.evaluate import (
     Sight,
     judge,
     measure,
-    openings,
     select,
 )
-from selfsight.evaluate.comparison import Comparison, Entry, compare
-from selfsight.evaluate.stored import (
-    Evaluation,
-    alike,
-    data_name,
-    evaluations,
-    images_mark,
-    keep,
-    read,
-    read_folder,
-)
+from selfsight.evaluate.stored import Evaluation, evaluations, keep, read_folder
 from selfsight.export.model import load_model
 from selfsight.features import Features, pixels
 from selfsight.machine import cores, device_named, native_bf16
@@ -48,7 +36,7 @@ from selfsight.methods import METHODS, create
 from selfsight.methods.base import Method
 from selfsight.philox import Purpose, seed_for
 
-__all__ = ["Run", "compare_runs", "judge_pixels", "sight"]
+__all__ = ["Run", "judge_pixels", "sight"]
 
 
 class Run:
@@ -141,27 +129,30 @@ class Run:
         progress: Progress | None = None,
         **options: Any,
     ) -> Report:
-        """Numbers on labelled data, with 95% intervals; kept for `compare_runs` where the
-        run's folder can be written to."""
+        """Numbers on labelled data, with 95% intervals; kept for `selfsight.compare`, with a
+        warning where the run's folder cannot be written to."""
         report = judge(self.sight(progress=progress), data, protocols, **options)
-        with contextlib.suppress(StorageError):
+        try:
             self.keep(report, data)
+        except StorageError as error:
+            # The numbers may have taken hours, and are worth having all the same.
+            warnings.warn(f"the results of single images are not kept: {error}", stacklevel=2)
         return report
 
-    def keep(self, report: Report, data: Data, size: int | None = None) -> list[Path]:
+    def keep(self, report: Report, data: Data) -> list[Path]:
         """Write what `report` says of each test image into evaluations/; the files."""
-        found = evaluations(report.scores, data, size or self.config["size"])
-        return [keep(one, self.path / "evaluations") for one in found]
+        return [keep(one, self.path / "evaluations") for one in evaluations(report, data)]
 
     @property
     def evaluations(self) -> list[Evaluation]:
         """What was kept, the newest first."""
         return read_folder(self.path / "evaluations")
 
-    def compare(
+    def controls(
         self, data: Data, protocols: Sequence[str | Protocol] = DEFAULT, **options: Any
     ) -> dict[str, Report]:
-        """The same for raw pixels, for the encoder before training, and for the trained one."""
+        """What `evaluate` says of raw pixels, of the encoder before training, and of the
+        trained one."""
         before = "starting weights" if self.config["pretrained"] else "untrained"
         start = sight(self.untrained(), self.config["size"])
         return {
@@ -169,106 +160,6 @@ class Run:
             before: judge(start, data, protocols, **options),
             "trained": self.evaluate(data, protocols, **options),
         }
-
-
-def compare_runs(
-    runs: Sequence[str | Path | Run],
-    data: Data | None = None,
-    protocols: Sequence[str | Protocol] | None = None,
-    *,
-    progress: Progress | None = None,
-    **opening: Any,
-) -> list[Comparison]:
-    """What is and what is not a difference between runs, by each protocol.
-
-    runs: also files of `selfsight evaluate --out`
-    data: on which what was not kept is measured; None takes the newest that all have kept
-    protocols: None takes all that were kept, or nearest neighbours and the linear probe on data
-    opening: as of `evaluate`
-    """
-    compared = [_Compared(run) for run in runs]
-    if len({each.path.resolve() for each in compared}) < max(2, len(compared)):
-        raise ConfigError("a comparison needs two or more different runs")
-    if data is None:
-        keys = _common(compared, protocols)
-    else:
-        chosen = select(DEFAULT if protocols is None else protocols)
-        keys = _keys(chosen, data, **opening)
-        for each in compared:
-            missing = [p for p, key in zip(chosen, keys, strict=True) if key not in each.found]
-            if missing:
-                each.measure(data, missing, progress, **opening)
-    return [compare([each.entry(key) for each in compared]) for key in keys]
-
-
-class _Compared:
-    """One of those that are compared, and its evaluations by their key."""
-
-    def __init__(self, run: str | Path | Run) -> None:
-        self.path = run.path if isinstance(run, Run) else Path(run)
-        self.run = None if self.path.is_file() else Run(self.path)
-        kept = read(self.path) if self.run is None else self.run.evaluations
-        self.found: dict[str, Evaluation] = {}
-        for one in kept:
-            self.found.setdefault(one.key, one)
-
-    def measure(
-        self, data: Data, protocols: list[Protocol], progress: Progress | None, **opening: Any
-    ) -> None:
-        if self.run is None:
-            names = ", ".join(protocol.name for protocol in protocols)
-            raise DataError(
-                f"{self.path} does not hold {names} on these images with these options, and "
-                "only a run can be measured again"
-            )
-        report = self.run.evaluate(data, protocols, progress=progress, **opening)
-        found = evaluations(report.scores, data, self.run.config["size"])
-        self.found |= {one.key: one for one in found}
-
-    def entry(self, key: str) -> Entry:
-        recipe, seed = "", None
-        if self.run is not None:
-            config = dict(self.run.config)
-            seed = config.pop("seed", None)
-            recipe = json.dumps([config, self.run.record["data"]["fingerprint"]], sort_keys=True)
-        return Entry(str(self.path), self.found[key], recipe, seed)
-
-
-def _keys(protocols: list[Protocol], data: Data, **opening: Any) -> list[str]:
-    """Of what the protocols would measure on the data as they are now."""
-    return [
-        alike(protocol.name, protocol.options, images_mark(*parts) or data_name(data))
-        for protocol, parts in zip(protocols, openings(protocols, data, **opening), strict=True)
-    ]
-
-
-def _common(compared: list[_Compared], protocols: Sequence[str | Protocol] | None) -> list[str]:
-    """The newest evaluation that all have, of each protocol."""
-    first, *others = compared
-    common = [one for key, one in first.found.items() if all(key in each.found for each in others)]
-
-    def newest(protocol: str | Protocol) -> str:
-        for one in common:
-            score = one.score
-            if protocol == score.protocol or (
-                isinstance(protocol, Protocol)
-                and alike(protocol.name, protocol.options, score.images or one.data) == one.key
-            ):
-                return one.key
-        raise nothing(f" by {protocol if isinstance(protocol, str) else protocol.name}")
-
-    def nothing(by: str = "") -> DataError:
-        paths = [str(each.path) for each in compared]
-        return DataError(
-            f"{', '.join(paths)} have no evaluation{by} in common, of the same images with the "
-            f"same options; measure them alike: selfsight compare {shlex.join(paths)} --data DATA"
-        )
-
-    if protocols is None:
-        protocols = sorted({one.score.protocol for one in common})
-    if not protocols:
-        raise nothing()
-    return [newest(protocol) for protocol in protocols]
 
 
 def sight(

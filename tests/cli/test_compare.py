@@ -84,7 +84,7 @@ def test_what_was_kept_is_compared(here: Path, capsys: Captured) -> None:
     assert main(["compare", "a0", "b0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"knn, accuracy on {here / 'labelled.npz'} (n={found['n']})"
-    assert lines[1].split() == ["run", "value", "95%", "interval", "over"]
+    assert lines[1].split() == ["encoder", "value", "95%", "interval", "over"]
     assert lines[5].startswith("pair ")
     assert lines[6].startswith("a0 - b0 ")
     assert lines[6].endswith(pair["words"])
@@ -100,12 +100,17 @@ def test_what_is_missing_is_measured(here: Path, capsys: Captured) -> None:
     assert kept.stat().st_mtime_ns == before
     assert len(list((here / "b0" / "evaluations").iterdir())) == 1
     assert told(capsys, "compare", "a0", "b0") == [found]
-    # Other images are another comparison, and those measured last are taken.
+    # Other images and options are another comparison, and both are kept.
     (other,) = told(
         capsys, "compare", "a0", "b0", "--data", "others.npz", "--protocols", "knn", "--knn.k", "3"
     )
     assert other["n"] != found["n"]
-    assert told(capsys, "compare", "a0", "b0") == [other]
+    assert told(capsys, "compare", "a0", "b0") == [other, found]
+    assert told(capsys, "compare", "a0", "b0", "--protocols", "knn") == [other, found]
+    assert main(["compare", "a0", "b0"]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if " on " in line]
+    assert titles[0].startswith(f"knn (k=3), accuracy on {here / 'others.npz'}")
+    assert titles[1].startswith(f"knn (k=20), accuracy on {here / 'labelled.npz'}")
     assert told(capsys, "compare", "a0", "b0", *words) == [found]
 
 
@@ -134,7 +139,7 @@ def test_a_file_of_evaluate_is_as_good_as_a_run(here: Path, capsys: Captured) ->
     err = refused(
         capsys, "compare", "a0", "name.json", "--data", "others.npz", "--protocols", "knn"
     )
-    assert "only a run can be measured again" in err
+    assert "a file cannot be measured again" in err
     Path("damaged.json").write_text('{"evaluations": [{}]}')
     assert "damaged.json cannot be read" in refused(capsys, "compare", "a0", "damaged.json")
 
@@ -160,7 +165,60 @@ def test_a_run_that_cannot_be_written_to_is_measured_all_the_same(
     out, err = capsys.readouterr()
     assert "kNN" in out
     assert "are not kept: cannot write a0/evaluations/" in err
-    assert Run("a0").evaluate("labelled.npz", ["knn"])["knn"].n > 0
+    with pytest.warns(UserWarning, match="are not kept: cannot write a0/evaluations/"):
+        assert Run("a0").evaluate("labelled.npz", ["knn"])["knn"].n > 0
+    (here / "a0" / "evaluations").unlink()
+    (here / "b0" / "evaluations").symlink_to("nowhere")
+    (found,) = selfsight.compare(["a0", "b0"], "labelled.npz", ["knn"])
+    assert [note for note in found.notes if "are not kept: cannot write b0/evaluations/" in note]
+
+
+def test_numbers_of_other_weights_are_not_taken(here: Path, capsys: Captured) -> None:
+    words = ["compare", "a0", "b1", "--data", "labelled.npz", "--protocols", "knn"]
+    # b1 has the weights of a0.
+    (before,) = told(capsys, *words)
+    assert before["pairs"][0]["p"] == pytest.approx(1)
+    assert main(["evaluate", "a0", "others.npz", "--protocols", "knn"]) == 0
+    # As if it were trained further.
+    shutil.rmtree("a0/model")
+    shutil.copytree("a1/model", "a0/model")
+    err = refused(capsys, "compare", "a0", "b1")
+    assert "a0: of its kept evaluations 2 are of other weights, left out" in err
+    (after,) = told(capsys, *words)
+    (expected,) = told(capsys, "compare", "a1", *words[2:])
+    assert after["runs"][0]["value"] == expected["runs"][0]["value"]
+    assert after["pairs"] == [expected["pairs"][0] | {"first": "a0"}]
+    (kept,) = told(capsys, "compare", "a0", "b1")
+    assert kept["pairs"] == after["pairs"]
+    assert "a0: of its kept evaluations 1 are of other weights, left out" in kept["notes"]
+    # Without its model, or in a file of an earlier form, the weights are not known.
+    shutil.rmtree("a0/model")
+    for file in Path("b1/evaluations").iterdir():
+        document = json.loads(file.read_text())
+        del document["weights"], document["precision"], document["version"]
+        file.write_text(json.dumps(document))
+    (unsure,) = told(capsys, "compare", "a0", "b1")
+    for name in ("a0", "b1"):
+        assert any(f"{name}: it is not known" in note for note in unsure["notes"])
+    assert unsure["pairs"] == after["pairs"]
+
+
+def test_encoders_are_measured_and_not_kept(here: Path, capsys: Captured) -> None:
+    shutil.copytree("a0/model", "model")
+    encoders = ["compare", "a0", "model", "test_resnet", "--size", "32"]
+    (found,) = told(capsys, *encoders, "--data", "labelled.npz", "--protocols", "knn")
+    assert [run["name"] for run in found["runs"]] == ["a0", "model", "test_resnet"]
+    assert found["pairs"][0]["p"] == pytest.approx(1)
+    assert not (here / "model" / "evaluations").exists()
+    assert len(list((here / "a0" / "evaluations").iterdir())) == 1
+    err = refused(capsys, *encoders)
+    assert "model is neither a run nor a file of evaluate --out" in err
+    assert "--data DATA" in err
+    # Runs are seen at that size as well.
+    other = ["a0", "b0", "--size", "48", "--data", "labelled.npz", "--protocols", "knn"]
+    assert told(capsys, "compare", *other)[0]["pairs"]
+    sizes = [one.judged.size for one in Run("a0").evaluations]
+    assert sizes == [48, 32]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +226,11 @@ def test_a_run_that_cannot_be_written_to_is_measured_all_the_same(
     [
         ([], "name two or more runs"),
         (["a0"], "name two or more runs"),
-        (["a0", "./a0"], "two or more different runs"),
-        (["a0", "none"], "none holds no run"),
+        (["a0", "./a0"], "two or more different encoders"),
+        (["a0", "none"], "none is neither a run nor a file of evaluate --out"),
+        (["a0", "none.json"], "none.json holds no run"),
+        (["a0", "b0", "--pretrained"], "--pretrained is for the name of an architecture"),
+        (["a0", "resnet81", "--data", "labelled.npz"], "resnet81"),
         (["a0", "b0", "--protocols", "knnn"], "unknown protocol knnn; did you mean knn?"),
         (["a0", "b0", "--knn.k", "3"], "knn is not among --protocols"),
         (["a0", "b0", "--data", "none"], "none does not exist"),

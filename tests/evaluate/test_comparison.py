@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from selfsight.data.base import Arrays
+from selfsight.encoders import create_encoder
 from selfsight.errors import StorageError
 from selfsight.evaluate import KNN, PROTOCOLS, create, options
 from selfsight.evaluate.comparison import Comparison, Entry, compare, difference
-from selfsight.evaluate.report import Score
+from selfsight.evaluate.report import Judged, Report, Score
 from selfsight.evaluate.statistics import bootstrap, interval, mean_interval, paired, spread, welch
 from selfsight.evaluate.stored import (
     Evaluation,
@@ -22,6 +23,7 @@ from selfsight.evaluate.stored import (
     keep,
     read,
     read_folder,
+    weights_mark,
 )
 
 DRAW = np.random.default_rng(0)
@@ -47,7 +49,7 @@ def drawn(x: np.ndarray) -> Score:
 def entries(scores: list[Score], recipes: str = "", size: int = 32) -> list[Entry]:
     recipes = recipes or " " * len(scores)
     return [
-        Entry(f"run{i}", Evaluation("set", size, (score,)), recipe.strip(), i)
+        Entry(f"run{i}", Evaluation("set", Judged(size), (score,)), recipe.strip(), i)
         for i, (score, recipe) in enumerate(zip(scores, recipes, strict=True))
     ]
 
@@ -197,6 +199,18 @@ def test_sizes_that_differ_are_told() -> None:
     scores = [accuracy(right(0.5)), accuracy(right(0.6))]
     mixed = [entries(scores)[0], entries(scores, size=64)[1]]
     assert compare(mixed).notes[-1] == "the images were of different sizes: run0 32 px, run1 64 px"
+    exact, old = (
+        Entry(name, Evaluation("set", Judged(32, *how), (score,)), notes=("so",))
+        for name, how, score in zip(
+            "ab", (("fp32", "w", "1"), ("bf16", "w", "")), scores, strict=True
+        )
+    )
+    assert compare([exact, old]).notes[1:] == (
+        "the precisions differ: a fp32, b bf16",
+        "the versions of selfsight differ: a 1, b ?",
+        "a: so",
+        "b: so",
+    )
 
 
 def test_json_holds_what_was_found() -> None:
@@ -216,12 +230,14 @@ def test_an_evaluation_comes_back_as_it_was(tmp_path: Path, make: Callable[[], A
         each=each, draws=np.array([0.5, np.nan]), options={"k": 5, "some": (1, 2)}, images="i",
     )  # fmt: skip
     other = Score("top", "knn", 0.5, 0, 1, 13, "top-5", options=score.options, images="i")
-    first = evaluations([score, other], "set", 32)
+    first = evaluations(Report([score, other], Judged(32)), "set")
     assert len(first) == 1
     file = keep(first[0], tmp_path / "evaluations")
     assert list((tmp_path / "evaluations").iterdir()) == [file]
     (again,) = read(file)
-    assert (again.key, again.digest, again.size) == (first[0].key, first[0].digest, 32)
+    assert (again.key, again.digest, again.judged) == (
+        first[0].key, first[0].digest, first[0].judged,
+    )  # fmt: skip
     assert (again.score.low, again.score.high) == (-np.inf, 0.5)
     assert again.score.each is not None
     assert again.score.each.dtype == each.dtype
@@ -233,19 +249,56 @@ def test_an_evaluation_comes_back_as_it_was(tmp_path: Path, make: Callable[[], A
     assert read(wrapped)[0].key == again.key
 
 
+def test_a_file_of_an_earlier_form_is_read(tmp_path: Path) -> None:
+    document = Evaluation("set", Judged(32, "fp32", "w"), (accuracy(right(0.5, 9)),)).json()
+    for name in ("precision", "weights", "version"):
+        del document[name]
+    (tmp_path / "e.json").write_text(json.dumps(document))
+    assert read(tmp_path / "e.json")[0].judged == Judged(32, version="")
+
+
+def test_another_precision_is_kept_beside_and_other_weights_replace(tmp_path: Path) -> None:
+    scores = (accuracy(right(0.5)),)
+    for judged in (Judged(32, "fp32", "a"), Judged(32, "bf16", "a"), Judged(32, "fp32", "b")):
+        keep(Evaluation("set", judged, scores), tmp_path)
+    assert {(one.judged.precision, one.judged.weights) for one in read_folder(tmp_path)} == {
+        ("bf16", "a"),
+        ("fp32", "b"),
+    }
+
+
+def test_a_mark_stands_for_weights_and_normalisation() -> None:
+    one, same, other = (create_encoder("test_resnet", seed=seed) for seed in (0, 0, 1))
+    assert weights_mark(one) == weights_mark(same) != weights_mark(other)
+    same.mean = (0.0, 0.0, 0.0)
+    assert weights_mark(same) != weights_mark(one)
+    assert weights_mark(one.bfloat16()) not in ("", weights_mark(other))
+
+
+def test_a_list_of_labels_is_what_it_names(tmp_path: Path) -> None:
+    def marked(name: str, text: str) -> Any:
+        (tmp_path / name).write_text(text)
+        return create("few", labels=str(tmp_path / name)).options["labels"]
+
+    first = marked("a.txt", "x/1.jpg\nx/2.jpg\n")
+    assert marked("b.txt", "x/2.jpg\n\nx/1.jpg") == first
+    assert marked("a.txt", "x/1.jpg\nx/3.jpg\n") != first
+    assert create("few", labels=0.1).options["labels"] == 0.1
+
+
 def test_the_newest_comes_first(tmp_path: Path) -> None:
     import os
 
     for number, k in enumerate((5, 3, 4)):
         score = accuracy(right(0.5), options={"k": k})
-        file = keep(Evaluation("set", 32, (score,)), tmp_path)
+        file = keep(Evaluation("set", Judged(32), (score,)), tmp_path)
         os.utime(file, ns=(number, number))
     assert [one.score.options["k"] for one in read_folder(tmp_path)] == [4, 3, 5]
     assert read_folder(tmp_path / "none") == []
 
 
 def damaged(change: Callable[[dict[str, Any]], object]) -> str:
-    document = Evaluation("set", 32, (accuracy(right(0.5, 9)),)).json()
+    document = Evaluation("set", Judged(32), (accuracy(right(0.5, 9)),)).json()
     change(document)
     return json.dumps(document)
 
@@ -263,6 +316,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
         damaged(lambda d: d.pop("scores")),
         damaged(lambda d: d.update(scores=[])),
         damaged(lambda d: d.update(size=True)),
+        damaged(lambda d: d.update(weights=3)),
         damaged(lambda d: d["scores"][0].update(value="1")),
         damaged(lambda d: d["scores"][0].update(value=float("nan"))),
         damaged(lambda d: d["scores"][0].update(n=-1)),
@@ -274,7 +328,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
         damaged(lambda d: d["scores"][0]["each"].update(base64=3)),
         damaged(lambda d: d["scores"][0]["each"].update(kind="object")),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "e.json"
@@ -286,7 +340,7 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, text: str) -> None:
 
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    evaluation = Evaluation("set", 32, (accuracy(right(0.5)),))
+    evaluation = Evaluation("set", Judged(32), (accuracy(right(0.5)),))
     with pytest.raises(StorageError, match="cannot write"):
         keep(evaluation, tmp_path / "file")
     with pytest.raises(StorageError, match="cannot read"):

@@ -137,12 +137,13 @@ def _tell(
     out: Path | None,
 ) -> None:
     """What was found; `name` is the encoder's that was asked about."""
+    from selfsight.evaluate import Report
     from selfsight.evaluate.stored import evaluations
     from selfsight.machine import versions
 
     size = subject.size if subject else None
-    scores = reports[name].scores if name in reports else ()
-    if copies := max((one.details.get("copies_left_out", 0) for one in scores), default=0):
+    report = reports.get(name) or Report([])
+    if copies := max((one.details.get("copies_left_out", 0) for one in report.scores), default=0):
         note(f"{copies} training images are equal to test images and were left out")
     facts: dict[str, Any] = {
         "subject": arguments.subject,
@@ -150,11 +151,11 @@ def _tell(
         "size": size,
         "results": {name: report.json() for name, report in reports.items()},
     }
-    if kept := _keep(reports.get(name), size, arguments):
+    if kept := _keep(report, arguments):
         facts["kept"] = kept
     if out:
         # With what each image adds, so that another encoder can be compared with the file.
-        results = [one.json() for one in evaluations(scores, arguments.data, size)]
+        results = [one.json() for one in evaluations(report, arguments.data)]
         used = subject.sight(subject.encoder, "") if subject else None
         how = {"device": str(used.device), "precision": used.precision} if used else {}
         whole = {**facts, **how, "argv": sys.argv, "versions": versions(), "evaluations": results}
@@ -170,14 +171,14 @@ def _tell(
     table(("encoder", "protocol", "metric", "value", "95% interval", "n"), rows)
 
 
-def _keep(report: "Report | None", size: int | None, arguments: argparse.Namespace) -> list[str]:
+def _keep(report: "Report", arguments: argparse.Namespace) -> list[str]:
     """Where the results of single images went, which is beside a run."""
     from selfsight.run import Run
 
-    if report is None or not (Path(arguments.subject) / "run.json").is_file():
+    if not (Path(arguments.subject) / "run.json").is_file():
         return []
     try:
-        return [str(file) for file in Run(arguments.subject).keep(report, arguments.data, size)]
+        return [str(file) for file in Run(arguments.subject).keep(report, arguments.data)]
     except StorageError as error:
         note(f"the results of single images are not kept: {error}")
         return []

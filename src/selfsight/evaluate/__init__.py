@@ -16,9 +16,9 @@ from selfsight.evaluate.base import OnFeatures, OnImages, Protocol, Sight
 from selfsight.evaluate.leaks import without_leaks
 from selfsight.evaluate.protocols.knn import KNN
 from selfsight.evaluate.protocols.linear import LinearProbe
-from selfsight.evaluate.report import Report, Score
+from selfsight.evaluate.report import Judged, Report, Score
 from selfsight.evaluate.statistics import interval, paired
-from selfsight.evaluate.stored import images_mark
+from selfsight.evaluate.stored import images_mark, weights_mark
 from selfsight.features import Features
 from selfsight.ranges import check
 
@@ -123,6 +123,7 @@ def judge(
     """
     chosen = select(protocols)
     scores: list[Score] = []
+    judged = Judged(sight.size, sight.precision, weights_mark(sight.encoder))
     features: tuple[Features, Features] | None = None
     # All data are opened before any are measured: what cannot be read is told at once.
     for protocol, parts in zip(chosen, openings(chosen, data, duplicates, **opening), strict=True):
@@ -137,8 +138,8 @@ def judge(
         about = _about(*parts)
         scores += [_told(score, protocol, *about) for score in found]
         if each is not None:
-            each(Report(scores))
-    return Report(scores)
+            each(Report(scores, judged))
+    return Report(scores, judged)
 
 
 def openings(

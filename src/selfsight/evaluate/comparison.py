@@ -6,7 +6,7 @@ their seed are therefore one row, and its interval is over the seeds.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -45,12 +45,14 @@ class Entry:
     """An encoder's evaluation.
 
     recipe: equal for runs that differ only in their seed; empty if not known
+    notes: what must be known of it
     """
 
     name: str
     evaluation: Evaluation
     recipe: str = ""
     seed: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,20 +94,25 @@ class Pair:
 class Comparison:
     """What one protocol says of several encoders.
 
+    options: of the protocol; apart: the names of those that tell it from others beside it
     notes: what the intervals cover, and what else must be known
     """
 
     protocol: str
+    options: Mapping[str, Any]
     metric: str
     data: str
     n: int
     groups: tuple[Group, ...]
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...]
+    apart: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        return f"{self.protocol}, {self.metric} on {self.data} (n={self.n:,})"
+        options = ", ".join(f"{name}={self.options[name]}" for name in self.apart)
+        protocol = f"{self.protocol} ({options})" if options else self.protocol
+        return f"{protocol}, {self.metric} on {self.data} (n={self.n:,})"
 
     def values(self) -> list[tuple[str, str, str, str]]:
         """Rows of (name, value, interval, over what)."""
@@ -129,6 +136,7 @@ class Comparison:
     def json(self) -> dict[str, Any]:
         return {
             "protocol": self.protocol,
+            "options": dict(self.options),
             "metric": self.metric,
             "data": self.data,
             "n": self.n,
@@ -184,14 +192,13 @@ def compare(entries: Sequence[Entry]) -> Comparison:
             "the words hold for the pairs of one table together (Holm), not over several tables; "
             "an interval for itself alone"
         )
-    sizes = {entry.evaluation.size for entry in entries}
-    if len(sizes) > 1:
-        each = ", ".join(f"{entry.name} {entry.evaluation.size or '?'} px" for entry in entries)
-        notes.append(f"the images were of different sizes: {each}")
+    notes += _unlike(entries)
+    notes += [f"{entry.name}: {note}" for entry in entries for note in entry.notes]
     score = first.score
     return Comparison(
-        score.protocol, score.metric, first.data, score.n, tuple(groups), tuple(pairs), tuple(notes)
-    )
+        score.protocol, score.options, score.metric, first.data, score.n,
+        tuple(groups), tuple(pairs), tuple(notes),
+    )  # fmt: skip
 
 
 def difference(a: Score, b: Score, level: float = 0.95) -> Difference | None:
@@ -212,6 +219,19 @@ def difference(a: Score, b: Score, level: float = 0.95) -> Difference | None:
     if draws is None:
         return None
     return Difference(a.value - b.value, *spread(draws, level), a.n)
+
+
+def _unlike(entries: Sequence[Entry]) -> Iterator[str]:
+    """In what the encoders were not judged alike."""
+    judged = [(entry.name, entry.evaluation.judged) for entry in entries]
+    for what, each in (
+        ("the images were of different sizes", [f"{one.size or '?'} px" for _, one in judged]),
+        ("the precisions differ", [one.precision or "?" for _, one in judged]),
+        ("the versions of selfsight differ", [one.version or "?" for _, one in judged]),
+    ):
+        if len(set(each)) > 1:
+            names = (f"{name} {how}" for (name, _), how in zip(judged, each, strict=True))
+            yield f"{what}: {', '.join(names)}"
 
 
 def _grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -275,7 +295,8 @@ def _paired_draws(a: Score, b: Score) -> NDArray[np.float64] | None:
         return None
     if a.draws is None or b.draws is None or len(a.draws) != len(b.draws):
         return None
-    return a.draws - b.draws
+    draws: NDArray[np.float64] = a.draws - b.draws
+    return draws
 
 
 def _worded(pairs: Sequence[Pair]) -> list[Pair]:

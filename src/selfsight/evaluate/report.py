@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from selfsight import __version__
 from selfsight.errors import ConfigError
 
-__all__ = ["Report", "Score", "shown"]
+__all__ = ["Judged", "Report", "Score", "shown"]
 
 # Metrics that are no fractions, and how they are written.
 _NUMBERS = {"RMSE": ",.4g", "images/s": ",.1f"}
@@ -76,13 +77,30 @@ def shown(
 
 
 @dataclass(frozen=True)
+class Judged:
+    """Which encoder was judged, and how; None and empty where it is not known, or no encoder.
+
+    size: side of the images that it saw
+    weights: stands for its weights and what its images are normalised by
+    version: of selfsight
+    """
+
+    size: int | None = None
+    precision: str = ""
+    weights: str = ""
+    version: str = __version__
+
+
+@dataclass(frozen=True)
 class Report:
     """Scores in the order in which they were asked for."""
 
     scores: tuple[Score, ...]
+    judged: Judged
 
-    def __init__(self, scores: Iterable[Score]) -> None:
+    def __init__(self, scores: Iterable[Score], judged: Judged | None = None) -> None:
         object.__setattr__(self, "scores", tuple(scores))
+        object.__setattr__(self, "judged", judged or Judged())
 
     def table(self) -> list[tuple[str, str, str, str, str]]:
         """Rows of (name, metric, value, interval, n), ready to show."""

@@ -7,16 +7,18 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from selfsight.data.base import Source
+from selfsight.encoders.base import Encoder
 from selfsight.errors import StorageError
-from selfsight.evaluate.report import Score
+from selfsight.evaluate.report import Judged, Report, Score
 
 __all__ = [
     "Evaluation",
@@ -27,6 +29,7 @@ __all__ = [
     "keep",
     "read",
     "read_folder",
+    "weights_mark",
 ]
 
 _FORMAT = "selfsight.evaluation.1"
@@ -42,11 +45,10 @@ class Evaluation:
     """What one protocol with its options found on some data; the score that counts is first.
 
     data: what the data were called
-    size: side of the images that the encoder saw; None for features
     """
 
     data: str
-    size: int | None
+    judged: Judged
     scores: tuple[Score, ...]
 
     @property
@@ -61,25 +63,27 @@ class Evaluation:
 
     @property
     def digest(self) -> str:
-        """Names the file: one per key and size."""
-        return hashlib.sha256(f"{self.key} {self.size}".encode()).hexdigest()[:32]
+        """Names the file: one per key, size and precision; that of other weights is replaced."""
+        text = f"{self.key} {self.judged.size} {self.judged.precision}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def json(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
             "data": self.data,
-            "size": self.size,
+            **asdict(self.judged),
             "scores": [_packed(score) for score in self.scores],
         }
 
 
-def evaluations(scores: Iterable[Score], data: object, size: int | None) -> list[Evaluation]:
-    """Scores of several protocols, each protocol's on its own."""
+def evaluations(report: Report, data: object) -> list[Evaluation]:
+    """The scores of several protocols, each protocol's on its own."""
     found: dict[str, list[Score]] = {}
-    for score in scores:
+    for score in report.scores:
         group = _canonical([score.protocol, score.options, score.images])
-        found.setdefault(group, []).append(score)
-    return [Evaluation(data_name(data), size, tuple(group)) for group in found.values()]
+        # As they will be read.
+        found.setdefault(group, []).append(replace(score, options=_plain(score.options)))
+    return [Evaluation(data_name(data), report.judged, tuple(group)) for group in found.values()]
 
 
 def data_name(data: object) -> str:
@@ -105,6 +109,18 @@ def images_mark(*parts: Any) -> str:
     except TypeError:
         return ""
     return total.hexdigest()
+
+
+def weights_mark(encoder: Encoder) -> str:
+    """A digest: equal where encoders compute the same. Empty for one that shows no weights."""
+    state = encoder.state_dict()
+    about = encoder.name, encoder.mean, encoder.std, encoder.crop_pct
+    total = hashlib.sha256(repr(about).encode())
+    for name, value in state.items():
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        # As bytes, since numpy has no bfloat16.
+        total.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest() if state else ""
 
 
 def _absorb(total: Any, part: Any) -> None:
@@ -223,7 +239,10 @@ def _evaluation(item: Any) -> Evaluation:
     if not isinstance(scores, list) or not scores:
         raise ValueError("no scores")
     size = None if item["size"] is None else _count(item, "size")
-    return Evaluation(_text(item, "data"), size, tuple(_score(score) for score in scores))
+    # An earlier form did not know them.
+    told = (_text({name: "", **item}, name) for name in ("precision", "weights", "version"))
+    judged = Judged(size, *told)
+    return Evaluation(_text(item, "data"), judged, tuple(_score(score) for score in scores))
 
 
 def _score(item: Any) -> Score:
