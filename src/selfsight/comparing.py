@@ -32,6 +32,11 @@ from selfsight.run import Run
 
 __all__ = ["Candidate", "compare_encoders"]
 
+_DOUBT = (
+    "it is not known whether its numbers are of the weights that it has now; evaluate it again if "
+    "it was trained since"
+)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -80,14 +85,18 @@ class _Compared(abc.ABC):
     """One of those that are compared.
 
     place: where it is, so that none is compared with itself
+    recipe, seed: see Entry
     found: its evaluations by their key
+    doubtful: the keys of those that may be of other weights than it has now
     notes: what must be known of it
     """
 
     def __init__(self, name: str, kept: Sequence[Evaluation], size: int | None) -> None:
         self.name, self.place = name, Path(name).resolve()
-        self.notes: list[str] = []
+        self.recipe, self.seed = "", None
         self.found: dict[str, Evaluation] = {}
+        self.doubtful: set[str] = set()
+        self.notes: list[str] = []
         for one in kept:
             if size in (None, one.judged.size):
                 self.found.setdefault(one.key, one)
@@ -99,7 +108,8 @@ class _Compared(abc.ABC):
         """What these protocols say of it on the data."""
 
     def entry(self, key: str) -> Entry:
-        return Entry(self.name, self.found[key], notes=tuple(self.notes))
+        notes = (*self.notes, *([_DOUBT] if key in self.doubtful else []))
+        return Entry(self.name, self.found[key], self.recipe, self.seed, notes)
 
 
 @final
@@ -139,35 +149,28 @@ class _Kept(_Compared):
 
     def __init__(self, run: Run, size: int | None) -> None:
         kept = run.evaluations
-        self.run, self.size = run, size
-        self.weights = weights_mark(run.model) if kept and (run.path / "model").is_dir() else ""
-        known = ("", self.weights)
-        ours = [one for one in kept if not self.weights or one.judged.weights in known]
+        weights = weights_mark(run.model) if kept and (run.path / "model").is_dir() else ""
+        ours = [one for one in kept if not weights or one.judged.weights in ("", weights)]
         super().__init__(str(run.path), ours, size)
+        self.run, self.size = run, size
+        config = dict(run.config)
+        self.seed = config.pop("seed", None)
+        self.recipe = json.dumps([config, run.record["data"]["fingerprint"]], sort_keys=True)
+        self.doubtful = {
+            key for key, one in self.found.items() if not weights or not one.judged.weights
+        }
         if others := len(kept) - len(ours):
-            self.notes.append(f"of its kept evaluations {others} are of other weights, left out")
+            self.notes.append(f"evaluations of other weights, left out: {others}")
 
     def measure(
         self, data: Data, protocols: list[Protocol], progress: Progress | None, **opening: Any
     ) -> Report:
         report = judge(self.run.sight(self.size, progress), data, protocols, **opening)
-        self.weights = report.judged.weights
         try:
             self.run.keep(report, data)
         except StorageError as error:
             self.notes.append(f"the results of single images are not kept: {error}")
         return report
-
-    def entry(self, key: str) -> Entry:
-        config, evaluation, notes = dict(self.run.config), self.found[key], list(self.notes)
-        seed = config.pop("seed", None)
-        recipe = json.dumps([config, self.run.record["data"]["fingerprint"]], sort_keys=True)
-        if not self.weights or not evaluation.judged.weights:
-            notes.append(
-                "it is not known whether its numbers are of the weights that it has now; "
-                "evaluate it again if it was trained since"
-            )
-        return Entry(self.name, evaluation, recipe, seed, tuple(notes))
 
 
 def _compared(encoder: str | Path | Run | Candidate, size: int | None) -> _Compared:

@@ -183,14 +183,14 @@ def test_numbers_of_other_weights_are_not_taken(here: Path, capsys: Captured) ->
     shutil.rmtree("a0/model")
     shutil.copytree("a1/model", "a0/model")
     err = refused(capsys, "compare", "a0", "b1")
-    assert "a0: of its kept evaluations 2 are of other weights, left out" in err
+    assert "a0: evaluations of other weights, left out: 2" in err
     (after,) = told(capsys, *words)
     (expected,) = told(capsys, "compare", "a1", *words[2:])
     assert after["runs"][0]["value"] == expected["runs"][0]["value"]
     assert after["pairs"] == [expected["pairs"][0] | {"first": "a0"}]
     (kept,) = told(capsys, "compare", "a0", "b1")
     assert kept["pairs"] == after["pairs"]
-    assert "a0: of its kept evaluations 1 are of other weights, left out" in kept["notes"]
+    assert "a0: evaluations of other weights, left out: 1" in kept["notes"]
     # Without its model, or in a file of an earlier form, the weights are not known.
     shutil.rmtree("a0/model")
     for file in Path("b1/evaluations").iterdir():
