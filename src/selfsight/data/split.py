@@ -16,6 +16,7 @@ from selfsight.philox import Purpose
 
 __all__ = [
     "COPY",
+    "a_fifth",
     "copied_images",
     "duplicates",
     "evaluation_split",
@@ -28,6 +29,7 @@ __all__ = [
 # Why a training image is left out.
 COPY = "equal to a test image"
 
+# What is drawn for the test where the data do not declare one.
 _TEST_FRACTION = 0.2
 
 
@@ -135,13 +137,17 @@ def stratified(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64],
     test = [np.empty(0, np.int64)]
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
-        # At least one for each side; a class of one image has nothing to be tested on.
-        count = min(max(1, round(_TEST_FRACTION * len(members))), len(members) - 1)
-        if count > 0:
-            drawn = philox.permutation(seed, label, Purpose.SPLIT, len(members))[:count]
-            test.append(members[drawn])
+        test.append(members[a_fifth(len(members), seed, label)[1]])
     chosen = np.sort(np.concatenate(test))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def a_fifth(n: int, seed: int, draw: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rest of n images, and a fifth of them for the test, each in order."""
+    # At least one for each side; one image alone has nothing to be tested on.
+    count = min(max(1, round(_TEST_FRACTION * n)), n - 1)
+    order = philox.permutation(seed, draw, Purpose.SPLIT, n)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def duplicates(train: Source, test: Source) -> list[tuple[int, int]]:

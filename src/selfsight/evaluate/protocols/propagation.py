@@ -141,7 +141,7 @@ def by_clip(found: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
     Objects of one clip do well or badly together, so what is independent are the clips. A mean
     over objects is a ratio of two sums over clips, and these numbers are its linear part
-    (Cochran 1977, Sampling Techniques, chapter 6): Student's interval of theirs is that of the ratio.
+    (Cochran 1977, Sampling Techniques, chapter 6): Student's interval of theirs is the ratio's.
     Resampled clips would give nearly the same one, but too narrow where clips are few.
     """
     sums = np.array([objects.sum(axis=0) for objects in found])
