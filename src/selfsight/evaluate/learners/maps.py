@@ -202,9 +202,10 @@ class Training:
         return network
 
     def _network(self, sight: Sight, channels: int, test: Paired) -> MapNetwork:
+        if sight.encoder.levels == 0:
+            name = sight.encoder.name
+            raise ConfigError(f"{name} gives no feature maps; take a timm architecture")
         encoder = sight.encoder.copied().to(sight.device)
-        if encoder.levels == 0:
-            raise ConfigError(f"{encoder.name} gives no feature maps; take a timm architecture")
         height, width = test.images.sizes[0].tolist()
         extent = fitted(height, width, sight.size, encoder.multiple)
         # Told now: an encoder of fixed input would fail after the training.
