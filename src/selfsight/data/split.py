@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from selfsight import philox
 from selfsight.data.base import Arrays, Pixels, Skip, Source, Subset, pixel_digest, printable
+from selfsight.data.layouts import annotations
 from selfsight.data.named import NAMES
 from selfsight.data.sources import Data, open_source
 from selfsight.errors import DataError
@@ -62,6 +63,11 @@ def evaluation_split(
         parts are refused, or left out of the training part; from a split that is drawn here they
         are always left out
     """
+    said = annotations(data)
+    if said is not None:
+        raise DataError(
+            f"{data} holds {said[0]}, not a folder of images per class; take --protocols {said[1]}"
+        )
     declared = parts(data)
     if declared is None:
         train, test = _stratified(open_source(data, labels=True, **options), seed)
