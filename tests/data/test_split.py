@@ -98,6 +98,8 @@ def test_duplicates(photos: Photos) -> None:
     (root / "0009.jpg").write_bytes((root / "0001.jpg").read_bytes())
     test = open_source(root)
     assert duplicates(train, test) == [(3, 0), (4, 1), (4, 3)]
+    # Each test image once, however many training images it is equal to.
+    assert duplicates(test, train) == [(0, 3), (1, 4)]
     pixels = open_source(np.stack([train.read(3)]))
     assert duplicates(pixels, test.subset([2, 0])) == [(0, 1)]
 

@@ -157,15 +157,13 @@ def a_fifth(n: int, seed: int, draw: int = 0) -> tuple[NDArray[np.int64], NDArra
 
 
 def duplicates(train: Source, test: Source) -> list[tuple[int, int]]:
-    """(number in train, number in test) of every pair of equal images: equal files, or equal
-    pixels where one side is not made of files."""
+    """(number in train, number in test) of each test image that has an equal training image, and
+    the first of these: equal files, or equal pixels where one side is not made of files."""
     ours, theirs = _contents(train, test)
-    known: dict[bytes, list[int]] = {}
+    known: dict[bytes, int] = {}
     for first, content in ours.items():
-        known.setdefault(content, []).append(first)
-    return [
-        (first, second) for second, content in theirs.items() for first in known.get(content, ())
-    ]
+        known.setdefault(content, first)
+    return [(known[one], second) for second, one in theirs.items() if one in known]
 
 
 def _contents(train: Source, test: Source) -> tuple[dict[int, bytes], dict[int, bytes]]:
