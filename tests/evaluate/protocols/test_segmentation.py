@@ -86,6 +86,17 @@ def test_the_seed_decides() -> None:
     assert measured(0) != measured(1)
 
 
+def test_several_seeds_are_reported_as_their_mean() -> None:
+    """Each is the training by that seed alone."""
+    one, other = (
+        Segmentation(epochs=1, batch=6, seed=s).measure(sight(), TRAIN, TEST)[0] for s in (3, 4)
+    )
+    score, over = Segmentation(epochs=1, batch=6, seed=3, seeds=2).measure(sight(), TRAIN, TEST)
+    assert score.details["seeds"] == [one.value, other.value]
+    assert score.value == over.value == np.mean(score.details["seeds"])
+    assert (score.metric, over.metric, over.n) == ("mIoU", "mIoU over seeds", 2)
+
+
 def test_draws_are_mean_ious_of_resampled_images() -> None:
     (score,) = Segmentation(epochs=1, batch=6).measure(sight(), TRAIN, TEST)
     network = Segmentation(epochs=1, batch=6).training.fit(sight(), TRAIN, TEST, 2, cross_entropy)
