@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from selfsight.data.base import Progress
+from selfsight.data.base import Counting
 from selfsight.data.sources import Data, open_source
 from selfsight.data.split import evaluation_split
 from selfsight.diagnose.checks import Verdict, verdicts
@@ -125,7 +125,7 @@ class Run:
             method: Method = create(config["method"], encoder, samples=samples, **config["options"])
         return method.product
 
-    def sight(self, size: int | None = None, progress: Progress | None = None) -> Sight:
+    def sight(self, size: int | None = None, progress: Counting | None = None) -> Sight:
         """The trained encoder as it is used on this machine."""
         return sight(self.model, size or self.config["size"], progress)
 
@@ -138,7 +138,7 @@ class Run:
         data: Data,
         protocols: Sequence[str | Protocol] = DEFAULT,
         *,
-        progress: Progress | None = None,
+        progress: Counting | None = None,
         **options: Any,
     ) -> Report:
         """Numbers on labelled data, with 95% intervals; kept for `compare_runs` where the
@@ -176,7 +176,7 @@ def compare_runs(
     data: Data | None = None,
     protocols: Sequence[str | Protocol] | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Counting | None = None,
     **opening: Any,
 ) -> list[Comparison]:
     """What is and what is not a difference between runs, by each protocol.
@@ -213,7 +213,7 @@ class _Compared:
             self.found.setdefault(one.key, one)
 
     def measure(
-        self, data: Data, protocols: list[Protocol], progress: Progress | None, **opening: Any
+        self, data: Data, protocols: list[Protocol], progress: Counting | None, **opening: Any
     ) -> None:
         if self.run is None:
             names = ", ".join(protocol.name for protocol in protocols)
@@ -274,7 +274,7 @@ def _common(compared: list[_Compared], protocols: Sequence[str | Protocol] | Non
 def sight(
     encoder: Encoder,
     size: int,
-    progress: Progress | None = None,
+    progress: Counting | None = None,
     *,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",

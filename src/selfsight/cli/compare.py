@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         compile_kernels(note)
         how = opening(arguments) | {
             "duplicates": arguments.duplicates,
-            "progress": counting("embedded"),
+            "progress": counting,
         }
     found = compare_runs(arguments.runs, arguments.data, protocols, **how)
     if arguments.json:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Arrays",
+    "Counting",
     "Opened",
     "Pixels",
     "Progress",
@@ -24,6 +25,7 @@ __all__ = [
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # (done, total)
+Counting = Callable[[str], Progress]  # of what is counted
 
 
 @dataclass(frozen=True)

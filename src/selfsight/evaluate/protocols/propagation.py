@@ -67,10 +67,10 @@ class Propagation(OnImages):
         if level is None and not encoder.maskable:
             level = _fine_level(encoder, sight)
         found: list[NDArray[np.float64]] = []
+        tell = sight.counting("clips followed")
         for number, clip in enumerate(test):
             found.append(self._follow(encoder, level, sight, clip))
-            if sight.progress is not None:
-                sight.progress(number + 1, len(test))
+            tell(number + 1, len(test))
         each, per_clip = by_clip(found), [objects.mean(axis=0) for objects in found]
         details = {
             "context": self.context,
