@@ -53,7 +53,9 @@ This library sets out to reproduce the tables in a series of lectures on self-su
 missing, or what it waits for.
 
 The data are yours. `imagenet`, `imagenet100`, `tinyimagenet`, `places205` and `inaturalist18` are
-folders with `train/` and `val/`; the other sets are [known by name](data.md). `--pretrained`
+folders with `train/` and `val/`; `VOCdevkit` holds `VOC2007` and `VOC2012`, `coco` its
+`annotations/`, `ade20k` images and masks, `nyu` images and [targets](evaluate.md#protocols); the
+other sets are [known by name](data.md). `--pretrained`
 takes timm's weights from this machine's Hugging Face cache. Flags give the papers' settings as far
 as these are known, and the method's own [recipe](methods.md) the rest. The linear probe is
 [ours](evaluate.md#protocols), a logistic regression on embeddings of central crops, where the

@@ -59,11 +59,6 @@ class Mean(Encoder):
         self.seen.append(len(x))
         return self.drop(self.scale(x.mean(dim=(2, 3)))) - self.scale.bias
 
-    def tokens(self, x, keep=None, mask=None, mask_token=None):
-        raise NotImplementedError
-
-    maps = attention = fix_positions = fresh = grid = patch_projection = tokens
-
 
 def images(n: int = 10, side: int = 8) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (n, side, side, 3), np.uint8)

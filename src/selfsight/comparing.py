@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from selfsight.data.base import Progress
+from selfsight.data.base import Counting
 from selfsight.data.sources import Data
 from selfsight.errors import ConfigError, DataError, StorageError
 from selfsight.evaluate import DEFAULT, Protocol, Report, Sight, judge, openings, select
@@ -53,7 +53,7 @@ def compare_encoders(
     protocols: Sequence[str | Protocol] | None = None,
     *,
     size: int | None = None,
-    progress: Progress | None = None,
+    progress: Counting | None = None,
     **opening: Any,
 ) -> list[Comparison]:
     """What is and what is not a difference between encoders, by each protocol.
@@ -103,7 +103,7 @@ class _Compared(abc.ABC):
 
     @abc.abstractmethod
     def measure(
-        self, data: Data, protocols: list[Protocol], progress: Progress | None, **opening: Any
+        self, data: Data, protocols: list[Protocol], progress: Counting | None, **opening: Any
     ) -> Report:
         """What these protocols say of it on the data."""
 
@@ -120,7 +120,7 @@ class _File(_Compared):
         super().__init__(str(file), read(file), size)
 
     def measure(
-        self, data: Data, protocols: list[Protocol], progress: Progress | None, **opening: Any
+        self, data: Data, protocols: list[Protocol], progress: Counting | None, **opening: Any
     ) -> Report:
         names = ", ".join(protocol.name for protocol in protocols)
         raise DataError(
@@ -138,7 +138,7 @@ class _Measured(_Compared):
         self.sight = candidate.sight
 
     def measure(
-        self, data: Data, protocols: list[Protocol], progress: Progress | None, **opening: Any
+        self, data: Data, protocols: list[Protocol], progress: Counting | None, **opening: Any
     ) -> Report:
         return judge(replace(self.sight, progress=progress), data, protocols, **opening)
 
@@ -163,7 +163,7 @@ class _Kept(_Compared):
             self.notes.append(f"evaluations of other weights, left out: {others}")
 
     def measure(
-        self, data: Data, protocols: list[Protocol], progress: Progress | None, **opening: Any
+        self, data: Data, protocols: list[Protocol], progress: Counting | None, **opening: Any
     ) -> Report:
         report = judge(self.run.sight(self.size, progress), data, protocols, **opening)
         try:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from selfsight.data.base import Progress
+from selfsight.data.base import Counting
 from selfsight.data.sources import Data, open_source
 from selfsight.data.split import evaluation_split
 from selfsight.diagnose.checks import Verdict, verdicts
@@ -113,7 +113,7 @@ class Run:
             method: Method = create(config["method"], encoder, samples=samples, **config["options"])
         return method.product
 
-    def sight(self, size: int | None = None, progress: Progress | None = None) -> Sight:
+    def sight(self, size: int | None = None, progress: Counting | None = None) -> Sight:
         """The trained encoder as it is used on this machine."""
         return sight(self.model, size or self.config["size"], progress)
 
@@ -126,18 +126,22 @@ class Run:
         data: Data,
         protocols: Sequence[str | Protocol] = DEFAULT,
         *,
-        progress: Progress | None = None,
+        progress: Counting | None = None,
         **options: Any,
     ) -> Report:
         """Numbers on labelled data, with 95% intervals; kept for `selfsight.compare`, with a
         warning where the run's folder cannot be written to."""
-        report = judge(self.sight(progress=progress), data, protocols, **options)
-        try:
-            self.keep(report, data)
-        except StorageError as error:
-            # The numbers may have taken hours, and are worth having all the same.
-            warnings.warn(f"the results of single images are not kept: {error}", stacklevel=2)
-        return report
+
+        def keep(found: Report) -> None:
+            try:
+                self.keep(found, data)
+            except StorageError as error:
+                # The numbers may have taken hours, and are worth having all the same.
+                text = f"the results of single images are not kept: {error}"
+                warnings.warn(text, stacklevel=2)
+
+        # As soon as they are known: a later protocol may fail.
+        return judge(self.sight(progress=progress), data, protocols, each=keep, **options)
 
     def keep(self, report: Report, data: Data) -> list[Path]:
         """Write what `report` says of each test image into evaluations/; the files."""
@@ -165,7 +169,7 @@ class Run:
 def sight(
     encoder: Encoder,
     size: int,
-    progress: Progress | None = None,
+    progress: Counting | None = None,
     *,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",

@@ -130,7 +130,7 @@ def test_points_are_counted(tmp_path: Path) -> None:
 
 def test_an_image_in_both_parts(tmp_path: Path) -> None:
     root = voc(tmp_path, {"a": [CAT], "b": [CAT]}, {"trainval": ["a", "b"], "test": ["b"]})
-    with pytest.raises(DataError, match="b is in the training part and in the test part"):
+    with pytest.raises(DataError, match="names b for training and for the test"):
         open_boxes(root)
 
 

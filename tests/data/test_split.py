@@ -60,6 +60,29 @@ def test_labels_are_needed(photos: Photos) -> None:
         evaluation_split(single)
 
 
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("JPEGImages", "Annotations"), "boxes in VOC's layout, .* detection or multilabel$"),
+        (("VOC2007/JPEGImages", "VOC2007/Annotations"), "detection or multilabel$"),
+        (("train2017", "annotations/instances.json"), "boxes in COCO's JSON, .* detection$"),
+        (("train/_annotations.coco.json", "valid/a"), "boxes in COCO's JSON, .* detection$"),
+        (("train/images", "train/masks", "test/images"), "images with masks, .* segmentation$"),
+        (("images", "targets"), "images with targets, .* dense$"),
+        (("frames/bear", "masks/bear"), "clips with masks, .* propagation$"),
+        (("JPEGImages/480p/bear", "Annotations/480p/bear"), "clips with masks, .* propagation$"),
+    ],
+)
+def test_annotated_data_name_their_protocol(
+    tmp_path: Path, folders: tuple[str, ...], words: str
+) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(DataError, match=words) as caught:
+        evaluation_split(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_named_sets_have_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SYNTHETIC", {"train": 24, "test": 12})
     train, test = evaluation_split("synthetic")
@@ -75,6 +98,8 @@ def test_duplicates(photos: Photos) -> None:
     (root / "0009.jpg").write_bytes((root / "0001.jpg").read_bytes())
     test = open_source(root)
     assert duplicates(train, test) == [(3, 0), (4, 1), (4, 3)]
+    # Each test image once, however many training images it is equal to.
+    assert duplicates(test, train) == [(0, 3), (1, 4)]
     pixels = open_source(np.stack([train.read(3)]))
     assert duplicates(pixels, test.subset([2, 0])) == [(0, 1)]
 

@@ -41,7 +41,7 @@ def name_sets(folder: Path, **sets: str) -> Path:
 
 
 def names(tags: Tags) -> str:
-    return "".join(Path(tags.source.path(i)).stem for i in range(len(tags)))
+    return "".join(Path(tags.images.path(i)).stem for i in range(len(tags)))
 
 
 def test_a_voc_folder(folder: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_voc_folder(folder: Path) -> None:
     assert names(test) == "ef"
     assert test.tags.tolist() == [[0, 0], [0, 1]]
     assert train.tags.dtype == np.int8
-    assert train.source.read(0).ndim == 3
+    assert train.images.read(0).ndim == 3
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_bad_file_is_left_out_with_its_labels(listed: Callable[[str], Path]) -
     file = listed("path,labels,split\na.jpg,x,train\nb.jpg,y,train\nc.jpg,y,test\nd.jpg,x,test\n")
     (file.parent / "a.jpg").write_bytes(b"torn")
     train, test = open_tags(file)
-    assert [skip.path for skip in train.source.skipped] == ["a.jpg"]
+    assert [skip.path for skip in train.images.skipped] == ["a.jpg"]
     assert names(train) == "b"
     assert train.tags.tolist() == [[0, 1]]
     assert test.tags.tolist() == [[0, 1], [1, 0]]

@@ -313,7 +313,7 @@ class TestRefusals:
             "feature maps": lambda: encoder.maps(x, 1),
             "attention": lambda: encoder.attention(x),
             "untrained twin": lambda: encoder.fresh(seed=0),
-            "weights to train": lambda: encoder.copied(),
+            "weights to copy": lambda: encoder.copied(),
             "projection of patches": lambda: encoder.patch_projection,
             "positions of patches": lambda: encoder.fix_positions(x),
         }

@@ -25,7 +25,7 @@ from selfsight.evaluate import (
     create,
     evaluate,
     judge,
-    opened,
+    openings,
 )
 from selfsight.evaluate.leaks import label_channels, shared_rows
 from selfsight.features import Features, pixels
@@ -357,5 +357,5 @@ def test_what_trains_on_nothing_refuses_no_copies(photos: Path) -> None:
     file = some(photos)[0]
     shutil.copy(file, file.with_name("again.png"))
     for duplicates in ("refuse", "drop"):
-        _, images = opened(create("throughput"), photos, duplicates=duplicates)  # type: ignore[arg-type]
+        ((_, images),) = openings([create("throughput")], photos, duplicates)  # type: ignore[arg-type]
         assert len(images) == 61

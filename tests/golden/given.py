@@ -1,7 +1,5 @@
 """Stand-ins for networks, so that a method's own forward runs on given embeddings."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -24,15 +22,6 @@ class Given(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
-
-    def tokens(self, x: Tensor, keep: Any = None, mask: Any = None, mask_token: Any = None) -> Any:
-        raise NotImplementedError
-
-    def maps(self, x: Tensor, levels: Any) -> Any:
-        raise NotImplementedError
-
-    def attention(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def fresh(self, name: str | None = None, seed: int | None = None) -> "Given":
         return Given(self.dim, self.multiple, self.size)

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         compile_kernels(note)
         how |= opening(arguments) | {
             "duplicates": arguments.duplicates,
-            "progress": counting("embedded"),
+            "progress": counting,
         }
     found = compare_encoders(encoders, arguments.data, protocols, **how)
     if arguments.json:

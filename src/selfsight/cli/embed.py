@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         **opening(arguments),
         progress=counting("checked"),
     )
-    features = subject.sight(subject.encoder, "embedded").embed(source)
+    features = subject.sight(subject.encoder).embed(source)
     features.save(out)
     note(f"{len(features):,} embeddings of {features.dim} numbers")
     if arguments.json:

@@ -113,9 +113,9 @@ def _measure(
         if on_pixels:
             reports["raw pixels"] = judge_pixels(data, on_pixels, **how)
         before, start = subject.before
-        untrained = subject.sight(start(), f"{before}: embedded")
+        untrained = subject.sight(start(), f"{before}: ")
         judge(untrained, data, protocols, each=partial(setitem, reports, before), **how)
-    trained = subject.sight(subject.encoder, "embedded")
+    trained = subject.sight(subject.encoder)
     judge(trained, data, protocols, each=partial(setitem, reports, subject.name), **how)
 
 
@@ -156,7 +156,7 @@ def _tell(
     if out:
         # With what each image adds, so that another encoder can be compared with the file.
         results = [one.json() for one in evaluations(report, arguments.data)]
-        used = subject.sight(subject.encoder, "") if subject else None
+        used = subject.sight(subject.encoder) if subject else None
         how = {"device": str(used.device), "precision": used.precision} if used else {}
         whole = {**facts, **how, "argv": sys.argv, "versions": versions(), "evaluations": results}
         out.write_text(json.dumps(plain(whole), indent=2) + "\n", encoding="utf-8")

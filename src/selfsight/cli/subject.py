@@ -39,11 +39,14 @@ class Subject:
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
-    def sight(self, encoder: "Encoder", doing: str) -> "Sight":
-        """This encoder, or the one before, as it is to be used; `doing` is what is counted."""
+    def sight(self, encoder: "Encoder", whose: str = "") -> "Sight":
+        """This encoder, or the one before, as it is to be used; `whose` goes before what is
+        counted."""
         from selfsight.run import sight
 
-        tell = counting(doing)
+        def tell(what: str) -> Callable[[int, int], None]:
+            return counting(whose + what)
+
         return sight(encoder, self.size, tell, device=self.device, precision=self.precision)
 
 

@@ -5,13 +5,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
     "Arrays",
+    "Counting",
     "Opened",
     "Pixels",
     "Progress",
@@ -24,6 +25,7 @@ __all__ = [
 
 Pixels = NDArray[np.uint8]
 Progress = Callable[[int, int], None]  # (done, total)
+Counting = Callable[[str], Progress]  # of what is counted
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,20 @@ class Skip:
     reason: str
 
 
-@runtime_checkable
-class Opened(Protocol):
-    """A part of a data set that tells which files were left out of it."""
+class Opened(abc.ABC):
+    """A part of a data set."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """How many images."""
 
     @property
-    def skipped(self) -> Sequence[Skip]: ...
+    @abc.abstractmethod
+    def skipped(self) -> Sequence[Skip]:
+        """Files left out when it was opened."""
 
 
-class Source(abc.ABC):
+class Source(Opened):
     """Numbered images.
 
     name: what the user called it

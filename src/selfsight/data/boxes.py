@@ -2,25 +2,21 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selfsight import philox
-from selfsight.data import coco, split, voc
-from selfsight.data.base import Progress, Skip, Source, printable
-from selfsight.data.files import allowed_bad, open_files
-from selfsight.data.listing import list_named
+from selfsight.data import coco, voc
+from selfsight.data.annotated import Annotated, open_named, two_parts
+from selfsight.data.base import Skip, Source, printable
+from selfsight.data.files import allowed_bad
 from selfsight.errors import DataError
-from selfsight.machine import cache_folder
-from selfsight.philox import Purpose
 
 __all__ = ["Boxes", "Objects", "open_boxes"]
 
-_TEST_FRACTION = 0.2
 # Thinner than that, in pixels or relative to the image, has no area: training divides by sides,
 # in single precision.
 _LEAST, _SHARE = 0.01, 1e-5
@@ -93,7 +89,7 @@ class Objects:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Boxes:
+class Boxes(Annotated):
     """Images with the objects of each.
 
     kind: whose rules the objects follow
@@ -117,14 +113,6 @@ class Boxes:
                     f"{len(self.classes)} classes from 0"
                 )
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def skipped(self) -> Sequence[Skip]:
-        """Files left out."""
-        return self.images.skipped
-
     @property
     def counts(self) -> dict[str, int]:
         """Boxes in use, cut at the border, and dropped."""
@@ -134,11 +122,9 @@ class Boxes:
             "dropped": sum(objects.dropped for objects in self.objects),
         }
 
-    def subset(self, indices: Any) -> "Boxes":
-        """The images of these numbers, in this order."""
-        numbers = np.asarray(indices, np.int64)
+    def reduced(self, images: Source, numbers: NDArray[np.int64]) -> "Boxes":
         objects = tuple(self.objects[i] for i in numbers.tolist())
-        return Boxes(self.images.subset(numbers), objects, self.classes, self.kind)
+        return Boxes(images, objects, self.classes, self.kind)
 
 
 def open_boxes(
@@ -147,10 +133,7 @@ def open_boxes(
     seed: int = 0,
     duplicates: Literal["refuse", "drop"] = "refuse",
     max_bad_fraction: float = 0.01,
-    cache: str | os.PathLike[str] | None = None,
-    follow_links: bool = False,
-    progress: Progress | None = None,
-    download: bool = False,
+    **options: Any,
 ) -> tuple[Boxes, Boxes]:
     """The training and the test part of a folder, each file checked.
 
@@ -159,9 +142,8 @@ def open_boxes(
         a folder with annotations/*.json, or train/ and test/, val/ or valid/ with a JSON each; a
         JSON beside its images, or a folder with one
     seed: what declares no test part is split, four fifths to one fifth
-    duplicates: what becomes of declared training images that are equal to test images; of a
-        split that is drawn here they are left out
-    download: nothing is fetched; stands here because other data can be
+    duplicates: see `evaluation_split`
+    max_bad_fraction, options: those of `open_source`
     """
     advice = "boxes are read from a folder in VOC's layout, or with COCO's JSON"
     if not isinstance(data, str | os.PathLike):
@@ -169,22 +151,17 @@ def open_boxes(
     root = Path(data).expanduser()
     if not root.exists():
         raise DataError(f"{data} does not exist; {advice}")
-    opened = _Opening(max_bad_fraction, cache_folder(cache), follow_links, progress)
+    how = _Opening(max_bad_fraction, options)
     folders = _voc_folders(root)
     if folders:
-        parts = _open_voc(root, folders, opened)
+        parts = _open_voc(root, folders, how)
     else:
         files = coco.instance_files(root)
-        parts = [_open_coco(file, opened) for file in files]
+        parts = [_open_coco(file, how) for file in files]
         if len(parts) == 2 and parts[0].classes != parts[1].classes:
             raise DataError(f"{files[0]} and {files[1]} have different categories; give both "
                             "the same")  # fmt: skip
-    declared = len(parts) == 2
-    train, test = parts if declared else _halves(parts[0], seed, root)
-    images, rest = split.without_copies(
-        train.images, test.images, refuse=declared and duplicates == "refuse"
-    )
-    train = replace(train.subset(rest), images=images)
+    train, test = two_parts(str(root), parts, seed, duplicates)
     for part, name in ((train, "training"), (test, "test")):
         if part.counts["boxes"] == 0:
             raise DataError(f"{root}: there is no box on any {name} image")
@@ -196,9 +173,7 @@ class _Opening:
     """How files are opened."""
 
     max_bad_fraction: float
-    cache: Path
-    follow_links: bool
-    progress: Progress | None
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -225,15 +200,10 @@ def _assemble(
     """Opens the images and cuts the boxes at their borders. An image of another size than
     its annotation says is of something else, or was turned: it counts as bad."""
     by_path = {one.path: one for one in named}
-    listing = list_named(root, f"boxes {name}", by_path, follow_links=how.follow_links)
-    source = open_files(
-        name,
-        listing,
-        labels=False,
-        max_bad_fraction=how.max_bad_fraction,
-        cache=how.cache,
-        progress=how.progress,
-    )
+    source = open_named(
+        name, root, f"boxes {name}", by_path,
+        max_bad_fraction=how.max_bad_fraction, **how.options,
+    )  # fmt: skip
     skipped, kept, objects = list(source.skipped), [], []
     for index in range(len(source)):
         one, size = by_path[source.path(index)], tuple(source.sizes[index].tolist())
@@ -263,15 +233,6 @@ def _pixels(size: tuple[int, int] | None) -> str:
     return f"{size[1]}×{size[0]} pixels" if size else "unknown size"
 
 
-def _halves(whole: Boxes, seed: int, root: Path) -> tuple[Boxes, Boxes]:
-    n = len(whole)
-    if n < 2:
-        raise DataError(f"{root} has one image, so none to test on; annotate more")
-    order = philox.permutation(seed, 0, Purpose.SPLIT, n)
-    count = min(max(1, round(_TEST_FRACTION * n)), n - 1)
-    return whole.subset(np.sort(order[count:])), whole.subset(np.sort(order[:count]))
-
-
 def _voc_folders(root: Path) -> list[Path]:
     """The folder itself, or those in it, that have VOC's layout."""
     if not root.is_dir():
@@ -280,11 +241,7 @@ def _voc_folders(root: Path) -> list[Path]:
 
 
 def _open_voc(root: Path, folders: list[Path], how: _Opening) -> list[Boxes]:
-    parts = _voc_parts({folder: voc.image_sets(folder) for folder in folders})
-    twice = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
-    if twice:
-        folder, name = min(twice)
-        raise DataError(f"{folder}: {name} is in the training part and in the test part")
+    parts = voc.divided(folders)
     read = [
         {one: voc.read_annotation(one[0] / "Annotations" / f"{one[1]}.xml") for one in part}
         for part in parts
@@ -318,24 +275,6 @@ def _corners(x1: float, y1: float, x2: float, y2: float) -> tuple[float, float, 
     """VOC counts pixels from 1 and includes the last. Yet a point or a line is no object of
     one pixel but a slip, and stays without area."""
     return (x1 - 1, y1 - 1, x2, y2) if x1 < x2 and y1 < y2 else (x1, y1, x1, y1)
-
-
-def _voc_parts(sets: dict[Path, dict[str, list[str]]]) -> list[list[tuple[Path, str]]]:
-    """Training and test images by folder and name, or all of them where nothing is declared."""
-
-    def union(folder: Path, *names: str) -> list[tuple[Path, str]]:
-        found = [one for name in names for one in sets[folder].get(name, ())]
-        return [(folder, one) for one in dict.fromkeys(found)]
-
-    tests = [one for folder in sets for one in union(folder, "test")]
-    trains = [one for folder in sets for one in union(folder, "trainval", "train", "val")]
-    if not tests:
-        tests = [one for folder in sets for one in union(folder, "val")]
-        train = [one for folder in sets for one in union(folder, "train")]
-        if not (tests and train):
-            return [trains]
-        trains = train
-    return [trains, tests] if trains else [tests]
 
 
 def _open_coco(file: Path, how: _Opening) -> Boxes:

@@ -20,8 +20,8 @@ class Check:
     smallest, largest, median: of height and width, each on its own
     max_size: the largest --size that enlarges at most a tenth of the images
     skipped: files that are not used
-    duplicates: groups of equal images within a part; leaks: pairs of a training and an equal
-        test image
+    duplicates: groups of equal images within a part
+    leaks: the first equal training image, and the test image, of each that has one
     """
 
     name: str

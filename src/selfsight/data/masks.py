@@ -13,15 +13,15 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from selfsight import philox
 from selfsight.data import split
+from selfsight.data.annotated import Annotated, two_parts
 from selfsight.data.base import Pixels, Skip, Source, printable
 from selfsight.data.decode import Undecodable, decode_mask, read_bytes
 from selfsight.data.files import Files
@@ -29,7 +29,6 @@ from selfsight.data.listing import list_folder
 from selfsight.data.sources import Data, open_source
 from selfsight.errors import DataError
 from selfsight.machine import cores
-from selfsight.philox import Purpose
 
 __all__ = ["IGNORED", "LEGEND", "Map", "Paired", "matched", "open_masks", "open_targets", "root_of"]
 
@@ -41,11 +40,11 @@ LEGEND = "labels.json"
 _VOID = 255  # the value that masks by custom give to pixels of no class
 _CLASSES = 1024
 _LEGEND_BYTES = 1 << 20
-_TEST_FRACTION = 0.2
 
 
+@final
 @dataclass(frozen=True)
-class Paired:
+class Paired(Annotated):
     """Images and their maps.
 
     read_map: (H, W) of the image's number: of a mask int16 numbers of classes, IGNORED where
@@ -59,14 +58,6 @@ class Paired:
     read_map: Callable[[int], Map] = field(compare=False)
     mark: str
     classes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def skipped(self) -> Sequence[Skip]:
-        """Images left out."""
-        return self.images.skipped
 
     def read(self, index: int, least: int = 0) -> tuple[Pixels, Map]:
         """The image, as `Source.read`, and its map at its own size."""
@@ -93,12 +84,12 @@ class Paired:
 
         return Paired(self.name, self.images, read, _mark(self.mark, how), classes)
 
-    def subset(self, numbers: NDArray[np.int64]) -> "Paired":
+    def reduced(self, images: Source, numbers: NDArray[np.int64]) -> "Paired":
         def read(index: int) -> Map:
             return self.read_map(int(numbers[index]))
 
         mark = _mark(self.mark, numbers.tobytes())
-        return Paired(self.name, self.images.subset(numbers), read, mark, self.classes)
+        return Paired(self.name, images, read, mark, self.classes)
 
     def _checked(self, index: int) -> Map:
         try:
@@ -135,7 +126,9 @@ def open_masks(
     options: those of `open_source`
     """
     root = root_of(data, "images/ and masks/")
-    declared, train, test = _parts(root, "masks", seed, duplicates, options)
+    parts = _parts(root, "masks", options)
+    declared = len(parts) == 2
+    train, test = two_parts(str(root), parts, seed, duplicates)
     counted = [{value: i for i, m in part.maps() for value in _values(m)} for part in (train, test)]
     legend = _legend(root)
     if legend is None:
@@ -192,7 +185,7 @@ def open_targets(
         return values
 
     root = root_of(data, "images/ and targets/")
-    _, *both = _parts(root, "targets", seed, duplicates, options)
+    both = two_parts(str(root), _parts(root, "targets", options), seed, duplicates)
     how = f"{unit} {zero}".encode()
     train, test = (part.changed(scaled, how) for part in both)
     for part in (train, test):
@@ -240,24 +233,9 @@ def matched(
     return pairs
 
 
-def _parts(
-    root: Path, kind: str, seed: int, duplicates: Literal["refuse", "drop"], options: Any
-) -> tuple[bool, Paired, Paired]:
-    """Whether the folder declares its parts, and they. No image is in both."""
-    declared = split.parts(root)
-    if declared is not None:
-        train, test = (_open(Path(str(part)), kind, options) for part in declared)
-    else:
-        whole = _open(root, kind, options)
-        order = philox.permutation(seed, 0, Purpose.SPLIT, len(whole))
-        count = max(1, round(_TEST_FRACTION * len(whole)))
-        train, test = (whole.subset(np.sort(part)) for part in (order[count:], order[:count]))
-    if len(train) == 0:
-        raise DataError(f"{root} leaves no image to train on beside those to test on")
-    images, rest = split.without_copies(
-        train.images, test.images, refuse=declared is not None and duplicates == "refuse"
-    )
-    return declared is not None, replace(train.subset(rest), images=images), test
+def _parts(root: Path, kind: str, options: Any) -> list[Paired]:
+    """Those that the folder declares, or the whole."""
+    return [_open(Path(str(part)), kind, options) for part in split.parts(root) or (root,)]
 
 
 def _open(part: Path, kind: str, options: Any) -> Paired:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from selfsight import philox
 from selfsight.data.base import Arrays, Pixels, Skip, Source, Subset, pixel_digest, printable
+from selfsight.data.layouts import annotations
 from selfsight.data.named import NAMES
 from selfsight.data.sources import Data, open_source
 from selfsight.errors import DataError
@@ -16,6 +17,7 @@ from selfsight.philox import Purpose
 
 __all__ = [
     "COPY",
+    "a_fifth",
     "copied_images",
     "duplicates",
     "evaluation_split",
@@ -28,6 +30,7 @@ __all__ = [
 # Why a training image is left out.
 COPY = "equal to a test image"
 
+# What is drawn for the test where the data do not declare one.
 _TEST_FRACTION = 0.2
 
 
@@ -60,6 +63,11 @@ def evaluation_split(
         parts are refused, or left out of the training part; from a split that is drawn here they
         are always left out
     """
+    said = annotations(data)
+    if said is not None:
+        raise DataError(
+            f"{data} holds {said[0]}, not a folder of images per class; take --protocols {said[1]}"
+        )
     declared = parts(data)
     if declared is None:
         train, test = _stratified(open_source(data, labels=True, **options), seed)
@@ -135,25 +143,27 @@ def stratified(labels: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64],
     test = [np.empty(0, np.int64)]
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
-        # At least one for each side; a class of one image has nothing to be tested on.
-        count = min(max(1, round(_TEST_FRACTION * len(members))), len(members) - 1)
-        if count > 0:
-            drawn = philox.permutation(seed, label, Purpose.SPLIT, len(members))[:count]
-            test.append(members[drawn])
+        test.append(members[a_fifth(len(members), seed, label)[1]])
     chosen = np.sort(np.concatenate(test))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
+def a_fifth(n: int, seed: int, draw: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rest of n images, and a fifth of them for the test, each in order."""
+    # At least one for each side; one image alone has nothing to be tested on.
+    count = min(max(1, round(_TEST_FRACTION * n)), n - 1)
+    order = philox.permutation(seed, draw, Purpose.SPLIT, n)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
 def duplicates(train: Source, test: Source) -> list[tuple[int, int]]:
-    """(number in train, number in test) of every pair of equal images: equal files, or equal
-    pixels where one side is not made of files."""
+    """(number in train, number in test) of each test image that has an equal training image, and
+    the first of these: equal files, or equal pixels where one side is not made of files."""
     ours, theirs = _contents(train, test)
-    known: dict[bytes, list[int]] = {}
+    known: dict[bytes, int] = {}
     for first, content in ours.items():
-        known.setdefault(content, []).append(first)
-    return [
-        (first, second) for second, content in theirs.items() for first in known.get(content, ())
-    ]
+        known.setdefault(content, first)
+    return [(known[one], second) for second, one in theirs.items() if one in known]
 
 
 def _contents(train: Source, test: Source) -> tuple[dict[int, bytes], dict[int, bytes]]:

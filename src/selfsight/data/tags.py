@@ -3,62 +3,48 @@
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from selfsight import philox
-from selfsight.data import split, voc
-from selfsight.data.base import Progress, Skip, Source, printable
-from selfsight.data.files import open_files
-from selfsight.data.listing import list_named
+from selfsight.data import voc
+from selfsight.data.annotated import Annotated, open_named, two_parts
+from selfsight.data.base import Source, printable
 from selfsight.data.sources import Data
 from selfsight.errors import DataError
-from selfsight.machine import cache_folder
-from selfsight.philox import Purpose
 
 __all__ = ["Tags", "open_tags"]
 
 _SETS = ("train", "val", "test")
-_TEST_FRACTION = 0.2
 
 
+@final
 @dataclass(frozen=True, eq=False)
-class Tags:
+class Tags(Annotated):
     """Images, and which of the classes each shows.
 
     tags: (N, C) int8: 1 yes; 0 no; −1 left out of the count, as what VOC calls difficult
     """
 
-    source: Source
+    images: Source
     tags: NDArray[np.int8]
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
         tags = np.asarray(self.tags)
-        wanted = (len(self.source), len(self.classes))
-        if tags.shape != wanted or 0 in wanted or not np.isin(tags, (-1, 0, 1)).all():
+        wanted = (len(self.images), len(self.classes))
+        if tags.shape != wanted or not self.classes or not np.isin(tags, (-1, 0, 1)).all():
             raise DataError(
                 f"{wanted[0]} images and {wanted[1]} classes need as many rows and columns of "
                 f"1, 0 and −1, got shape {tags.shape}"
             )
         object.__setattr__(self, "tags", tags.astype(np.int8))
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @property
-    def skipped(self) -> Sequence[Skip]:
-        """Images left out."""
-        return self.source.skipped
-
-    def subset(self, indices: ArrayLike) -> "Tags":
-        """The images of these numbers, in this order."""
-        rows = np.asarray(indices, np.int64)
-        return Tags(self.source.subset(rows), self.tags[rows], self.classes)
+    def reduced(self, images: Source, numbers: NDArray[np.int64]) -> "Tags":
+        return Tags(images, self.tags[numbers], self.classes)
 
 
 def open_tags(
@@ -66,11 +52,7 @@ def open_tags(
     *,
     seed: int = 0,
     duplicates: Literal["refuse", "drop"] = "refuse",
-    max_bad_fraction: float = 0.01,
-    cache: str | os.PathLike[str] | None = None,
-    follow_links: bool = False,
-    progress: Progress | None = None,
-    **others: Any,
+    **options: Any,
 ) -> tuple[Tags, Tags]:
     """Training and test part.
 
@@ -79,7 +61,7 @@ def open_tags(
         (train, val or test). Trained on are train and val if there is a test, otherwise train
         alone, and val is the test. Without a split a fifth, drawn by `seed`, is the test
     duplicates: see `evaluation_split`
-    others: options of `open_source` that say nothing here
+    options: those of `open_source`
     """
     path = Path(data).expanduser() if isinstance(data, str | os.PathLike) else None
     if path is not None and path.is_dir() and voc.is_voc(path):
@@ -92,20 +74,8 @@ def open_tags(
             "ImageSets/Main, or from a .csv with the columns path,labels; got "
             f"{data if path else 'neither'}"
         )
-    where = cache_folder(cache)
-    listing = list_named(found.root, f"tags {path}", found.tags, follow_links=follow_links)
-    source = open_files(
-        str(data),
-        listing,
-        labels=False,
-        max_bad_fraction=max_bad_fraction,
-        cache=where,
-        progress=progress,
-    )
-    train, test = _split(found, source, seed)
-    refuse = bool(found.sets) and duplicates == "refuse"
-    images, rest = split.without_copies(train.source, test.source, refuse=refuse)
-    return replace(train.subset(rest), source=images), test
+    source = open_named(str(data), found.root, f"tags {path}", found.tags, **options)
+    return two_parts(str(data), _parts(found, source), seed, duplicates)
 
 
 @dataclass(frozen=True)
@@ -121,7 +91,8 @@ class _Found:
     sets: Mapping[str, str]
 
 
-def _split(found: _Found, source: Source, seed: int) -> tuple[Tags, Tags]:
+def _parts(found: _Found, source: Source) -> list[Tags]:
+    """Both, or the whole where none is declared."""
     classes = tuple(sorted({name for names in found.tags.values() for name in names}))
     if not classes:
         raise DataError(f"{source.name} has no labels; write one or more for each image")
@@ -131,45 +102,30 @@ def _split(found: _Found, source: Source, seed: int) -> tuple[Tags, Tags]:
         for name, plain in found.tags[source.path(row)].items():
             tags[row, number[name]] = 1 if plain else -1
     whole = Tags(source, tags, classes)
-    if found.sets:
-        sets = np.array([found.sets[source.path(row)] for row in range(len(source))])
-        test = sets == "test" if (sets == "test").any() else sets == "val"
-    else:
-        order = philox.permutation(seed, 0, Purpose.SPLIT, len(source))
-        test = np.isin(np.arange(len(source)), order[: round(_TEST_FRACTION * len(source))])
-    for part, which in ((~test, "training"), (test, "test")):
-        if not part.any():
-            raise DataError(
-                f"{source.name} has no usable {which} images; name train and test, or train and val"
-            )
-    return whole.subset(np.flatnonzero(~test)), whole.subset(np.flatnonzero(test))
+    if not found.sets:
+        return [whole]
+    sets = np.array([found.sets[source.path(row)] for row in range(len(source))])
+    test = sets == "test" if "test" in found.sets.values() else sets == "val"
+    return [whole.subset(np.flatnonzero(~test)), whole.subset(np.flatnonzero(test))]
 
 
 def _voc(folder: Path) -> _Found:
-    named = voc.image_sets(folder)
-    train, val, trainval, test = (
-        named.get(name, []) for name in ("train", "val", "trainval", "test")
-    )
-    if test:
-        training = [*train, *val, *trainval]
-    else:
-        # All that is named is split by chance if there is no val either.
-        training, test = (train or sorted({*trainval} - {*val})) if val else train + trainval, val
-    both = set(training).intersection(test)
-    if both:
-        raise DataError(
-            f"{folder} names {printable(min(both))} for training and for the test; choose one"
-        )
-    roles = dict.fromkeys(training, "train") | dict.fromkeys(test, "test")
+    parts = voc.divided([folder])
+    # By name, whichever part they are in.
+    sets = {
+        name: which
+        for part, which in zip(parts, ("train", "test"), strict=False)
+        for _, name in part
+    }
     tags: dict[str, dict[str, bool]] = {}
     role: dict[str, str] = {}
-    for name in sorted(roles):
+    for name in sorted(sets):
         file = os.path.relpath(voc.image_file(folder, name), folder)
         shown: dict[str, bool] = {}
         for one in voc.read_annotation(folder / "Annotations" / f"{name}.xml").objects:
             shown[one.name] = shown.get(one.name, False) or not one.difficult
-        tags[file], role[file] = shown, roles[name]
-    return _Found(os.path.realpath(folder), tags, role if test else {})
+        tags[file], role[file] = shown, sets[name]
+    return _Found(os.path.realpath(folder), tags, role if len(parts) == 2 else {})
 
 
 def _listed(file: Path) -> _Found:

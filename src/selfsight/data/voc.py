@@ -3,6 +3,7 @@ ImageSets/Main/*.txt. Untrusted: sizes are capped, and XML is read only without 
 type, so that nothing in it can expand or point elsewhere."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +13,15 @@ from selfsight.data.base import printable
 from selfsight.data.decode import Undecodable, read_bytes
 from selfsight.errors import DataError
 
-__all__ = ["Annotation", "Object", "image_file", "image_sets", "is_voc", "read_annotation"]
+__all__ = [
+    "Annotation",
+    "Object",
+    "divided",
+    "image_file",
+    "image_sets",
+    "is_voc",
+    "read_annotation",
+]
 
 # A crowd of a thousand objects takes half of it.
 _MAX_XML = 1 << 20
@@ -68,6 +77,34 @@ def image_sets(folder: Path) -> dict[str, list[str]]:
         where = folder / "ImageSets" / "Main"
         raise DataError(f"{where} has no names in train, val, trainval or test.txt; write them")
     return found
+
+
+def divided(folders: Sequence[Path]) -> list[list[tuple[Path, str]]]:
+    """Folder and name of the images to train on, and of those to test on; or of all where no
+    test is declared.
+
+    Trained on are trainval, train and val where any folder has a test, otherwise train, or what
+    trainval has beside val, and the test is val.
+    """
+    sets = {folder: image_sets(folder) for folder in folders}
+
+    def union(*names: str) -> list[tuple[Path, str]]:
+        found = [(f, one) for f in folders for name in names for one in sets[f].get(name, ())]
+        return list(dict.fromkeys(found))
+
+    test, val = union("test"), union("val")
+    if test:
+        train = union("trainval", "train", "val")
+    else:
+        known, test = set(val), val
+        train = union("train") or [one for one in union("trainval") if one not in known]
+    twice = set(train).intersection(test)
+    if twice:
+        folder, name = min(twice)
+        raise DataError(
+            f"{folder} names {printable(name)} for training and for the test; choose one"
+        )
+    return [part for part in (train, test) if part]
 
 
 def image_file(folder: Path, name: str) -> Path:

@@ -1,8 +1,8 @@
 """What the methods ask of an encoder."""
 
 import abc
-import copy
 from collections.abc import Sequence
+from typing import NoReturn
 
 from torch import Tensor, nn
 
@@ -12,7 +12,8 @@ __all__ = ["Encoder"]
 
 
 class Encoder(nn.Module, abc.ABC):
-    """Images (N, 3, H, W) go in, embeddings h (N, dim) come out. Subclasses are final.
+    """Images (N, 3, H, W) go in, embeddings h (N, dim) come out. Subclasses are final,
+    and refuse what they do not define.
 
     name: the architecture
     dim: width of `forward`'s output
@@ -42,7 +43,6 @@ class Encoder(nn.Module, abc.ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(N, dim): the pooled embedding."""
 
-    @abc.abstractmethod
     def tokens(
         self,
         x: Tensor,
@@ -57,35 +57,36 @@ class Encoder(nn.Module, abc.ABC):
         mask: (N, T) bool; the embeddings of true patches are replaced by `mask_token`,
             (1, 1, token_dim), before positions are added
         """
+        self._cannot("patch tokens")
 
-    @abc.abstractmethod
     def maps(self, x: Tensor, levels: int | Sequence[int]) -> list[Tensor]:
         """Feature maps (N, C, rows, columns): the last `levels`, or those numbered so."""
+        self._cannot("feature maps")
 
-    @abc.abstractmethod
     def attention(self, x: Tensor) -> Tensor:
         """(N, heads, T): what the last block's class token attends to, softmax included."""
+        self._cannot("attention")
 
-    @abc.abstractmethod
     def fresh(self, name: str | None = None, seed: int | None = None) -> "Encoder":
         """Another encoder with the same settings and new weights.
 
         seed: None draws the weights from torch's generator, a number leaves it untouched.
         """
+        self._cannot("untrained twin")
 
-    @abc.abstractmethod
     def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of the token map of `x`."""
+        self._cannot("patch tokens")
 
     @property
-    @abc.abstractmethod
     def patch_projection(self) -> nn.Conv2d:
         """The layer by which a maskable encoder makes tokens of patches."""
+        self._cannot("projection of patches")
 
-    @abc.abstractmethod
     def fix_positions(self, positions: Tensor) -> None:
         """Give a maskable encoder these positions (T, token_dim) for good, in place of learned
         ones."""
+        self._cannot("positions of patches")
 
     def copied(self, *, drop_path: float = 0.0, average: bool = False) -> "Encoder":
         """Another encoder with these weights, to be trained further.
@@ -94,9 +95,7 @@ class Encoder(nn.Module, abc.ABC):
             it grows with the depth
         average: pool by the mean over the patches, whose norm is a new one
         """
-        if drop_path or average:
-            raise ConfigError(f"{self.name} cannot be rebuilt; leave drop-path and mean pooling")
-        return copy.deepcopy(self)
+        self._cannot("weights to copy")
 
     def layers(self) -> list[list[str]]:
         """Names of the parameters from the input to the output: the stem's, those of each block
@@ -118,3 +117,9 @@ class Encoder(nn.Module, abc.ABC):
         """Names of parameters, beside biases and norms, that weight decay spares: positions,
         class tokens."""
         return frozenset()
+
+    def _cannot(self, what: str) -> NoReturn:
+        raise ConfigError(
+            f"{self.name} gives embeddings, but no {what}; take a run, a model folder or a timm "
+            "architecture"
+        )

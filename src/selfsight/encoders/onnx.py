@@ -8,12 +8,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight.encoders.base import Encoder
 from selfsight.encoders.weights import Triple
@@ -85,43 +85,6 @@ class OnnxEncoder(Encoder):
         parts = [self._run(x[start : start + step]) for start in range(0, len(x), step)]
         h = torch.cat(parts).float()
         return (h.mean(dim=(2, 3)) if h.ndim == 4 else h).to(x.device)
-
-    def tokens(
-        self,
-        x: Tensor,
-        keep: Tensor | None = None,
-        mask: Tensor | None = None,
-        mask_token: Tensor | None = None,
-    ) -> NoReturn:
-        self._cannot("patch tokens")
-
-    def maps(self, x: Tensor, levels: int | Sequence[int]) -> NoReturn:
-        self._cannot("feature maps")
-
-    def attention(self, x: Tensor) -> NoReturn:
-        self._cannot("attention")
-
-    def grid(self, x: Tensor) -> NoReturn:
-        self._cannot("patch tokens")
-
-    def fresh(self, name: str | None = None, seed: int | None = None) -> NoReturn:
-        self._cannot("untrained twin")
-
-    def copied(self, *, drop_path: float = 0.0, average: bool = False) -> NoReturn:
-        self._cannot("weights to train further")
-
-    @property
-    def patch_projection(self) -> nn.Conv2d:
-        self._cannot("projection of patches")
-
-    def fix_positions(self, positions: Tensor) -> NoReturn:
-        self._cannot("positions of patches")
-
-    def _cannot(self, what: str) -> NoReturn:
-        raise ConfigError(
-            f"{self.name} is an ONNX graph: it gives embeddings, but no {what}; take a run, a "
-            "model folder or a timm architecture"
-        )
 
     def _run(self, x: Tensor) -> Tensor:
         array = x.detach().cpu().numpy().astype(self._dtype)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 
-from selfsight.data.base import Progress, Source
+from selfsight.data.base import Counting, Progress, Source
 from selfsight.data.sources import Data
 from selfsight.data.split import evaluation_split
 from selfsight.encoders.base import Encoder
@@ -26,7 +26,7 @@ class Sight:
     device: str | torch.device = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = 1
-    progress: Progress | None = None
+    progress: Counting | None = None
 
     def embed(self, source: Source) -> Features:
         """h of every image."""
@@ -36,9 +36,17 @@ class Sight:
             size=self.size,
             device=self.device,
             precision=self.precision,
-            progress=self.progress,
+            progress=self.counting("embedded"),
             threads=self.threads,
         )
+
+    def counting(self, what: str) -> Progress:
+        """To be told (done, total) of what is done next, as `embedded`; silent if nobody waits."""
+        return self.progress(what) if self.progress else _silent
+
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 class Protocol(abc.ABC):

@@ -76,8 +76,8 @@ def test_finds_what_an_untrained_head_does_not(
     encoder: Encoder, parts: tuple[Boxes, Boxes], frozen: bool
 ) -> None:
     before = state(encoder)
-    told: list[tuple[int, int]] = []
-    sight = Sight(encoder, SIDE, progress=lambda done, total: told.append((done, total)))
+    told: list[tuple[int, ...]] = []
+    sight = Sight(encoder, SIDE, progress=lambda what: lambda *count: told.append(count))
     trained = Detection(frozen=frozen, **TRAINED).measure(sight, *parts)
     untrained = Detection(**TRAINED | {"iterations": 1, "lr": 1e-9}).measure(sight, *parts)
     assert trained[1].value > 0.4

@@ -92,12 +92,13 @@ def test_half_precision_leaves_the_weights_whole() -> None:
 
 
 def test_the_test_images_are_embedded_once() -> None:
-    told: list[tuple[int, int]] = []
-    watched = replace(sight(), progress=lambda done, total: told.append((done, total)))
+    told: list[tuple[str, int, int]] = []
+    watched = replace(sight(), progress=lambda what: lambda *count: told.append((what, *count)))
     protocol = Finetune(epochs=2, batch=12, choose="held_out")
     protocol.measure(watched, coloured(), coloured(12, 1))
     # Of the test images only; those held out are embedded after each epoch.
-    assert told == [(12, 12)]
+    assert [count for count in told if count[0] == "embedded"] == [("embedded", 12, 12)]
+    assert ("fine-tuned", *told[0][1:]) == told[0]
 
 
 def test_through_judge() -> None:

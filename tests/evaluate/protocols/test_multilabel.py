@@ -160,7 +160,7 @@ def test_what_is_left_out_of_the_count_counts_nowhere() -> None:
     train, test = images(50, 0), images(40, 1)
     tags = test.tags.copy()
     tags[:10, 0] = -1
-    (score,) = MultiLabel([1.0]).measure(SIGHT, train, Tags(test.source, tags, test.classes))
+    (score,) = MultiLabel([1.0]).measure(SIGHT, train, Tags(test.images, tags, test.classes))
     (whole,) = MultiLabel([1.0]).measure(SIGHT, train, test)
     (rest,) = MultiLabel([1.0]).measure(SIGHT, train, test.subset(range(10, 40)))
     per_class = [one.details["per_class"] for one in (score, whole, rest)]
@@ -173,7 +173,7 @@ def test_from_the_data(tmp_path: Path) -> None:
     for part, tags in (("train", images(30, 0)), ("test", images(20, 1))):
         for i in range(len(tags)):
             file = f"{part}{i}.png"
-            Image.fromarray(tags.source.read(i)).save(tmp_path / file)
+            Image.fromarray(tags.images.read(i)).save(tmp_path / file)
             shown = [n for n, there in zip(tags.classes, tags.tags[i], strict=True) if there]
             lines.append(f"{file},{';'.join(shown)},{part}")
     (tmp_path / "tags.csv").write_text("\n".join(lines))
@@ -187,7 +187,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match="costs > 0"):
         create("multilabel", costs=(0.0, 1.0))
     with pytest.raises(DataError, match="different classes"):
-        MultiLabel().measure(SIGHT, train, Tags(test.source, test.tags[:, :2], test.classes[:2]))
-    nothing = Tags(test.source, np.ones((20, 3)), test.classes)
+        MultiLabel().measure(SIGHT, train, Tags(test.images, test.tags[:, :2], test.classes[:2]))
+    nothing = Tags(test.images, np.ones((20, 3)), test.classes)
     with pytest.raises(DataError, match="no class is in some test images and missing from others"):
         MultiLabel().measure(SIGHT, train, nothing)

@@ -12,8 +12,8 @@ from selfsight.data.masks import Paired
 from selfsight.encoders import create_encoder
 from selfsight.errors import ConfigError, DataError
 from selfsight.evaluate.base import Sight
-from selfsight.evaluate.protocols.propagation import Propagation, propagated
-from selfsight.evaluate.statistics import mean_interval
+from selfsight.evaluate.protocols.propagation import Propagation, by_clip, propagated
+from selfsight.evaluate.statistics import mean_interval, student_interval
 
 SIGHT = Sight(create_encoder("test_vit", size=64, seed=0, patch_size=8), 64)
 
@@ -109,11 +109,43 @@ def test_objects_clips_and_intervals() -> None:
     assert f.each is not None
     np.testing.assert_allclose(score.each, (j.each + f.each) / 2)
     assert score.value == score.each.mean()
+    assert score.details["objects"] == 5
     low, high = mean_interval(score.each)
     assert (score.low, score.high) == (max(low, 0), min(high, 1))
     assert score.value > 0.9
     assert list(score.details["per_clip"]) == ["two", "void", "one"]
     json.dumps(score.json())
+
+
+def test_each_object_has_the_same_weight() -> None:
+    """So a clip with one object counts half as much as one with two."""
+    two = square(0, side=24) + square(32, value=2, side=24)
+    lost = clip([square(0, side=8)] * 4, "lost")
+    masks = [square(0, side=8), *[square(48, top=48, side=8)] * 3]
+    lost = Paired("lost", lost.images, [m.astype(np.uint8) for m in masks].__getitem__, "")
+    for clips in ([clip([two] * 4, "two"), lost], [clip([two] * 4, "two")] * 2 + [lost] * 3):
+        scores = Propagation().measure(SIGHT, [], clips)
+        per_clip = scores[0].details["per_clip"]
+        j = [per_clip[one.name]["J"] for one in clips]
+        assert per_clip["lost"]["J"] == 0
+        objects = [2 if one.name == "two" else 1 for one in clips]
+        assert scores[1].value == pytest.approx(np.average(j, weights=objects))
+        assert scores[0].details["clip_mean"] < scores[0].value
+
+
+def test_the_interval_is_that_of_resampled_clips() -> None:
+    """Where they are many: Student's over the linear parts, against the mean over objects of
+    clips drawn with replacement."""
+    draw = np.random.default_rng(0)
+    found = [draw.beta(5, 2, (int(n), 2)) for n in draw.integers(1, 6, 200)]
+    each = by_clip(found)
+    np.testing.assert_allclose(each.mean(axis=0), np.concatenate(found).mean(axis=0))
+    means = [
+        np.concatenate([found[i] for i in draw.integers(200, size=200)]).mean(axis=0)[0]
+        for _ in range(2000)
+    ]
+    low, high = student_interval(each[:, 0])
+    np.testing.assert_allclose((low, high), np.quantile(means, (0.025, 0.975)), atol=0.003)
 
 
 def test_the_order_of_two_objects_is_kept() -> None:

@@ -212,8 +212,8 @@ def test_a_batch_larger_than_the_data_is_said(encoder: Encoder) -> None:
 def test_through_judge(encoder: Encoder) -> None:
     images = np.concatenate([TRAIN.images, TEST.images])
     data = Arrays("both", images, np.concatenate([TRAIN.labels, TEST.labels]), TRAIN.classes)
-    told: list[tuple[int, int]] = []
-    sight = Sight(encoder, 24, progress=lambda done, total: told.append((done, total)))
+    told: list[tuple[int, ...]] = []
+    sight = Sight(encoder, 24, progress=lambda what: lambda *count: told.append(count))
     report = judge(sight, data, [Official("simsiam", epochs=1, batch=19)])
     assert report["recipe"].n == 15
     assert (19, 57) in told

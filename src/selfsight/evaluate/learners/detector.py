@@ -203,6 +203,7 @@ def fit(detector: Detector, sight: Sight, train: Boxes, schedule: Schedule) -> f
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = optim.build([{"params": params}], schedule.recipe)
     rate = schedule.recipe.rate(schedule.batch)
+    tell = sight.counting("iterations trained")
     late: list[float] = []
     steps = (range(s * schedule.batch, (s + 1) * schedule.batch) for s in range(schedule.total))
     orders: dict[int, NDArray[np.int64]] = {}
@@ -234,8 +235,7 @@ def fit(detector: Detector, sight: Sight, train: Boxes, schedule: Schedule) -> f
             optimizer.step()
             if step >= 0.9 * schedule.total:
                 late.append(loss.item())
-            if sight.progress is not None:
-                sight.progress(step + 1, schedule.total)
+            tell(step + 1, schedule.total)
     if not all(p.isfinite().all() for p in params):
         raise _diverged(schedule.total, rate)
     return float(np.mean(late)) if late else loss.item()
@@ -247,6 +247,7 @@ def find(detector: Detector, sight: Sight, test: Boxes) -> list[Found]:
     device = torch.device(sight.device)
     model = detector.model.to(device).eval()
     found = []
+    tell = sight.counting("images searched")
 
     def read(index: int) -> Pixels:
         return _pixels(test, index, detector.design.sizes[-1])
@@ -258,8 +259,7 @@ def find(detector: Detector, sight: Sight, test: Boxes) -> list[Found]:
         scale = np.array([width / pixels.shape[1], height / pixels.shape[0]] * 2)
         boxes, scores, labels = (said[k].cpu().numpy() for k in ("boxes", "scores", "labels"))
         found.append(Found(boxes * scale, scores, labels.astype(np.int64) - 1))
-        if sight.progress is not None:
-            sight.progress(index + 1, len(test))
+        tell(index + 1, len(test))
     return found
 
 

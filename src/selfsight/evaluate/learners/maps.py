@@ -128,13 +128,13 @@ class MapNetwork(nn.Module):
         """(channels, rows, columns) and the map, for each image: seen whole, its short side
         resized to the sight's size."""
         self.eval()
+        tell = sight.counting("images answered")
         for index in range(len(test)):
             pixels, wanted = test.read(index, sight.size)
             extent = fitted(pixels.shape[0], pixels.shape[1], sight.size, self.encoder.multiple)
             x = normalised(pixels, extent, self.encoder)[None].to(self.device)
             yield self(x)[0], wanted
-            if sight.progress is not None:
-                sight.progress(index + 1, len(test))
+            tell(index + 1, len(test))
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ class Training:
         batch = min(self.batch, len(train))
         total = self.epochs * (len(train) // batch)
         network.train()
+        tell = sight.counting("head trained")
         for step, (x, wanted) in enumerate(self._batches(sight, train, network.encoder, batch)):
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * (1 - step / total) ** _POWER
@@ -199,12 +200,14 @@ class Training:
                     f"the head's loss is {value.item():g} at step {step}; choose a smaller lr"
                 )
             optimizer.step()
+            tell((step + 1) * batch, total * batch)
         return network
 
     def _network(self, sight: Sight, channels: int, test: Paired) -> MapNetwork:
+        if sight.encoder.levels == 0:
+            name = sight.encoder.name
+            raise ConfigError(f"{name} gives no feature maps; take a timm architecture")
         encoder = sight.encoder.copied().to(sight.device)
-        if encoder.levels == 0:
-            raise ConfigError(f"{encoder.name} gives no feature maps; take a timm architecture")
         height, width = test.images.sizes[0].tolist()
         extent = fitted(height, width, sight.size, encoder.multiple)
         # Told now: an encoder of fixed input would fail after the training.

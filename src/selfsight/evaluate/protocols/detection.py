@@ -27,6 +27,7 @@ from selfsight.evaluate.measures.average_precision import (
     mean_precision,
 )
 from selfsight.evaluate.report import Score
+from selfsight.evaluate.seeds import over_seeds
 from selfsight.evaluate.statistics import around, bootstrap
 from selfsight.ranges import Count, Part, Positive, Share, Weight, Whole
 
@@ -97,6 +98,7 @@ class Detection(OnImages):
     width: channels of the pyramid
     seed: of new weights, order, flips and sampled proposals; and of the split, where the data
         declare none
+    seeds: how many trainings, by this seed and those after it, of which the mean is reported
     """
 
     name: ClassVar[str] = "detection"
@@ -121,6 +123,7 @@ class Detection(OnImages):
         levels: Count = 4,
         width: Count = 256,
         seed: Whole = 0,
+        seeds: Count = 1,
     ) -> None:
         if iterations is not None and epochs is not None:
             raise ConfigError("detection takes iterations or epochs, not both")
@@ -129,7 +132,7 @@ class Detection(OnImages):
         self.momentum, self.warmup = momentum, warmup
         self.size, self.max_size, self.anchor = size, max_size, anchor
         self.frozen, self.flip, self.levels, self.width = frozen, flip, levels, width
-        self.seed = seed
+        self.seed, self.seeds = seed, seeds
 
     def open(
         self, data: Data, *, duplicates: Literal["refuse", "drop"] = "refuse", **options: Any
@@ -142,13 +145,23 @@ class Detection(OnImages):
         for part, which in ((train, "training"), (test, "test")):
             if not any((~o.crowd & ~o.difficult).any() for o in part.objects):
                 raise DataError(f"there is no box on any {which} image, crowds and difficult apart")
-        encoder = sight.encoder.copied()
         design = self._design(train)
         for part in (train, test):
             _check_shapes(part, design)
-        schedule = self._schedule(train, adaptive=encoder.multiple > 1)
+        return over_seeds(
+            [
+                self._trained(design, seed, sight, train, test)
+                for seed in range(self.seed, self.seed + self.seeds)
+            ]
+        )
+
+    def _trained(
+        self, design: Design, seed: int, sight: Sight, train: Boxes, test: Boxes
+    ) -> list[Score]:
+        encoder = sight.encoder.copied()
+        schedule = self._schedule(train, encoder.multiple > 1, seed)
         half = sight.precision == "bf16"
-        model = build(encoder, len(train.classes), design, half, self.seed)
+        model = build(encoder, len(train.classes), design, half, seed)
         loss = fit(model, sight, train, schedule)
         found = find(model, sight, test)
         details = {
@@ -180,7 +193,7 @@ class Detection(OnImages):
         longest = self.max_size or round(_LONG * sizes[-1])
         return Design(self.levels, self.width, self.anchor, self.frozen, sizes, longest)
 
-    def _schedule(self, train: Boxes, adaptive: bool) -> Schedule:
+    def _schedule(self, train: Boxes, adaptive: bool, seed: int) -> Schedule:
         preset = RECIPES[self.of]
         batch = self.batch or preset.batch
         total = self.iterations or preset.iterations
@@ -200,7 +213,7 @@ class Detection(OnImages):
             warmup_from=0.001,
         )
         warmup = min(preset.warmup if self.warmup is None else self.warmup, total // 10)
-        return Schedule(recipe, total, batch, warmup, self.flip, self.seed)
+        return Schedule(recipe, total, batch, warmup, self.flip, seed)
 
 
 def scores(name: str, found: Sequence[Found], test: Boxes, details: dict[str, Any]) -> list[Score]:

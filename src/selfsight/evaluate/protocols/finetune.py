@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from selfsight import optim, philox
-from selfsight.counting import counting
 from selfsight.data.base import Source
 from selfsight.data.loader import Loader
 from selfsight.encoders.base import Encoder
@@ -210,7 +209,7 @@ class Finetune(OnImages):
         total, rate = tuning.epochs * loader.per_epoch, tuning.recipe.rate(batch)
         warmup = round(tuning.warmup * total)
         half = sight.precision == "bf16" and encoder.learns_in_bf16(sight.size, str(sight.device))
-        tell = counting("fine-tuned") if sight.progress else None
+        tell = sight.counting("fine-tuned")
         losses: list[Tensor] = []
         best, most = None, -1
         with closing(loader.stream(0, total)) as stream:
@@ -224,8 +223,7 @@ class Finetune(OnImages):
                 optimizer.step()
                 losses.append(loss.detach())
                 epoch, left = divmod(step + 1, loader.per_epoch)
-                if tell:
-                    tell((step + 1) * batch, total * batch)
+                tell((step + 1) * batch, total * batch)
                 if left:
                     continue
                 tuned = Tuned(encoder, head, epoch, _mean(losses), len(source), batch, rate)

@@ -110,7 +110,7 @@ class MultiLabel(OnImages):
 
 
 def _embedded(sight: Sight, tags: Tags) -> torch.Tensor:
-    return torch.from_numpy(sight.embed(tags.source).embedding).to(sight.device)
+    return torch.from_numpy(sight.embed(tags.images).embedding).to(sight.device)
 
 
 def _counted(test: Tags) -> list[int]:

@@ -23,7 +23,7 @@ from selfsight.evaluate.report import Score
 from selfsight.evaluate.statistics import mean_interval
 from selfsight.ranges import Count, Positive, Whole
 
-__all__ = ["Propagation", "propagated"]
+__all__ = ["Propagation", "by_clip", "propagated"]
 
 _TOGETHER = 8  # frames that are encoded at a time
 _STRIDE = 8  # a CNN's deepest map that is at least so fine
@@ -31,7 +31,7 @@ _OBJECTS = 64
 
 
 class Propagation(OnImages):
-    """DAVIS's J (region IoU), F (boundary) and their mean; nothing is trained.
+    """DAVIS's J (region IoU), F (boundary) and their mean, over objects; nothing is trained.
 
     Each place of a frame takes the labels of the k most alike places, weighted by e^{s/T}, s
     the cosine, in the first frame and the last `context` ones, no further away than `radius`
@@ -67,11 +67,11 @@ class Propagation(OnImages):
         if level is None and not encoder.maskable:
             level = _fine_level(encoder, sight)
         found: list[NDArray[np.float64]] = []
+        tell = sight.counting("clips followed")
         for number, clip in enumerate(test):
             found.append(self._follow(encoder, level, sight, clip))
-            if sight.progress is not None:
-                sight.progress(number + 1, len(test))
-        each = np.array([objects.mean(axis=0) for objects in found])
+            tell(number + 1, len(test))
+        each, per_clip = by_clip(found), [objects.mean(axis=0) for objects in found]
         details = {
             "context": self.context,
             "k": self.k,
@@ -79,12 +79,12 @@ class Propagation(OnImages):
             "temperature": self.temperature,
             "level": level,
             "size": sight.size,
+            "objects": sum(map(len, found)),
             "per_clip": {
-                clip.name: {"J": j, "F": f}
-                for clip, (j, f) in zip(test, each.tolist(), strict=True)
+                clip.name: {"J": float(j), "F": float(f)}
+                for clip, (j, f) in zip(test, per_clip, strict=True)
             },
-            # DAVIS 2017 gives each object the same weight, not each clip.
-            "object_mean": float(np.concatenate(found).mean()),
+            "clip_mean": float(np.mean(per_clip)),
         }
         name = f"propagation (k={self.k}, T={self.temperature:g})"
         numbers = (("J&F", each.mean(axis=1)), ("J", each[:, 0]), ("F", each[:, 1]))
@@ -132,6 +132,23 @@ class Propagation(OnImages):
                 )
         mean: NDArray[np.float64] = np.array(rows).mean(axis=0)
         return mean
+
+
+def by_clip(found: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """(clips, 2) numbers whose mean is that over all objects, as DAVIS counts.
+
+    found: of each clip (objects, 2)
+
+    Objects of one clip do well or badly together, so what is independent are the clips. A mean
+    over objects is a ratio of two sums over clips, and these numbers are its linear part
+    (Cochran 1977, Sampling Techniques, chapter 6): Student's interval of theirs is the ratio's.
+    Resampled clips would give nearly the same one, but too narrow where clips are few.
+    """
+    sums = np.array([objects.sum(axis=0) for objects in found])
+    counts = np.array([[len(objects)] for objects in found])
+    mean = sums.sum(axis=0) / counts.sum()
+    each: NDArray[np.float64] = mean + (sums - mean * counts) / counts.mean()
+    return each
 
 
 def _features(

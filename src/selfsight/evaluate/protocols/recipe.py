@@ -259,13 +259,13 @@ def _views(sight: Sight, train: Source, preset: Preset, seed: int) -> Stream:
     least = -(-preset.batch // _PART)
     micros = next(m for m in range(least, preset.batch + 1) if preset.batch % m == 0)
     half = torch.autocast(device.type, torch.bfloat16, enabled=sight.precision == "bf16")
+    tell = sight.counting("images trained on")
     for step, parts in loader.stream(0, total, micros):
         with torch.no_grad(), half:
             h = torch.cat([encoder(part.views[0]).float() for part in parts])
         labels = [part.labels for part in parts if part.labels is not None]
         yield h, torch.cat(labels)
-        if sight.progress is not None:
-            sight.progress((step + 1) * preset.batch, total * preset.batch)
+        tell((step + 1) * preset.batch, total * preset.batch)
 
 
 def _cached(x: Tensor, train: Source, preset: Preset, seed: int) -> Stream:

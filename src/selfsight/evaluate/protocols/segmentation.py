@@ -1,5 +1,6 @@
 """Semantic segmentation: a head on the encoder's feature maps names the class of each pixel."""
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from selfsight.evaluate.base import OnImages, Sight
 from selfsight.evaluate.learners.maps import Kind, Training, likeliest
 from selfsight.evaluate.measures.regions import areas, confusion, ious
 from selfsight.evaluate.report import Score
+from selfsight.evaluate.seeds import over_seeds
 from selfsight.evaluate.statistics import around, bootstrap
 from selfsight.ranges import Count, Positive, Several, Weight, Whole
 
@@ -31,6 +33,7 @@ class Segmentation(OnImages):
     lr: None is 0.01 for a linear head by adamw, ten times that by sgd, a tenth for upernet
     hidden: width of the upernet head
     seed: of the head, the order and the crops, and of a split that the data do not declare
+    seeds: how many trainings, by this seed and those after it, of which the mean is reported
     """
 
     name: ClassVar[str] = "segmentation"
@@ -47,7 +50,9 @@ class Segmentation(OnImages):
         weight_decay: Weight = 1e-4,
         hidden: Count = 256,
         seed: Whole = 0,
+        seeds: Count = 1,
     ) -> None:
+        self.seeds = seeds
         self.training = Training(
             head, tuned, hidden, epochs, batch, optimizer, lr, weight_decay, seed
         )
@@ -58,8 +63,19 @@ class Segmentation(OnImages):
         return open_masks(data, self.training.seed, duplicates=duplicates, **options)
 
     def measure(self, sight: Sight, train: Paired, test: Paired) -> list[Score]:
+        first = self.training.seed
+        return over_seeds(
+            [
+                self._trained(replace(self.training, seed=seed), sight, train, test)
+                for seed in range(first, first + self.seeds)
+            ]
+        )
+
+    def _trained(
+        self, training: Training, sight: Sight, train: Paired, test: Paired
+    ) -> list[Score]:
         classes = len(test.classes)
-        network = self.training.fit(sight, train, test, classes, cross_entropy)
+        network = training.fit(sight, train, test, classes, cross_entropy)
         total = np.zeros((classes, classes), np.int64)
         sizes = np.empty((len(test), 3, classes), np.int64)
         for index, (answer, mask) in enumerate(network.answers(sight, test)):
