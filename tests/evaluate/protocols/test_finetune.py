@@ -58,7 +58,6 @@ def test_a_planted_task_is_learned(name: str) -> None:
     assert (score.protocol, score.metric, score.n) == ("finetune", "accuracy", 30)
     assert set(score.details["per_class"]) == set(CLASSES)
     assert score.details["epoch"] == 12
-    assert score.details["choose"] == "last"
     assert score.details["images"] == 36
     assert json.loads(json.dumps(score.json()))["details"]["rate"] == pytest.approx(0.02 * 12 / 256)
     assert same(before, state(start.encoder))
@@ -344,7 +343,6 @@ def test_every_recipe_runs(of: str) -> None:
         0
     ]
     assert score.name.startswith(f"fine-tuning ({of}, ")
-    assert score.details["of"] == of
     assert score.details["batch"] == (12 if labels else 36)
 
 
