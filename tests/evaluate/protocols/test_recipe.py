@@ -130,9 +130,9 @@ def test_a_batch_goes_through_the_encoder_in_parts(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sight, preset = Sight(encoder.eval(), 24), Preset(lr=1.0, batch=12, epochs=1)
-    whole = list(recipe._views(sight, TRAIN, preset, 0))
+    whole = list(recipe._views(sight, sight.encoder, TRAIN, preset, 0))
     monkeypatch.setattr(recipe, "_PART", 5)
-    parts = list(recipe._views(sight, TRAIN, preset, 0))
+    parts = list(recipe._views(sight, sight.encoder, TRAIN, preset, 0))
     assert len(whole) == len(parts) == 4
     for (h, y), (same_h, same_y) in zip(whole, parts, strict=True):
         torch.testing.assert_close(h, same_h)
