@@ -147,9 +147,11 @@ def extract(
     precision: Literal["fp32", "bf16"] = "fp32",
     progress: Callable[[int, int], None] | None = None,
     threads: int = 1,
+    read: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:
     """The encoder's h of each image, once each and in order, from a central crop.
 
+    read: what is taken of a batch of images, (N, D), instead of h
     progress: called with (images done, images in all)
     threads: how many images are decoded at a time, while the encoder runs
     """
@@ -157,25 +159,19 @@ def extract(
         near = suggestion(str(precision), ("fp32", "bf16"))
         raise ConfigError(f"unknown precision {precision}; known: fp32, bf16{near}")
     device = torch.device(device)
-    # An encoder that is not torch's has no parameters.
-    home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-    training = {module: module.training for module in encoder.modules()}
     view = View(size=size)
-    embedding = np.empty((len(source), encoder.dim), np.float32)
+    embedding = np.empty((0, encoder.dim), np.float32)
     half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    try:
-        encoder.to(device).eval()
-        with torch.no_grad(), half:
-            for start, x in _batches(
-                source, view, encoder.crop_pct, encoder.mean, encoder.std, device, batch, threads
-            ):
-                embedding[start : start + len(x)] = encoder(x).float().cpu().numpy()
-                if progress is not None:
-                    progress(start + len(x), len(source))
-    finally:
-        encoder.to(home)
-        for module, mode in training.items():
-            module.training = mode
+    with encoder.resting(device), torch.no_grad(), half:
+        for start, x in _batches(
+            source, view, encoder.crop_pct, encoder.mean, encoder.std, device, batch, threads
+        ):
+            h = (encoder if read is None else read)(x).float().cpu().numpy()
+            if start == 0:
+                embedding = np.empty((len(source), h.shape[1]), np.float32)
+            embedding[start : start + len(x)] = h
+            if progress is not None:
+                progress(start + len(x), len(source))
     return _described(embedding, source)
 
 

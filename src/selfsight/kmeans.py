@@ -7,20 +7,16 @@ from torch import Tensor
 from selfsight import philox
 from selfsight.philox import Purpose
 
-__all__ = ["euclidean_kmeans", "spherical_kmeans", "sums"]
+__all__ = ["euclidean_kmeans", "nearest", "spherical_kmeans", "sums"]
 
 _HELD = 1 << 24  # similarities to centroids held at once
 
 
-def _assign(x: Tensor, centroids: Tensor) -> Tensor:
+def nearest(x: Tensor, centroids: Tensor, *, cosine: bool = False) -> Tensor:
+    """(N,) the number of each row's nearest centroid; by cosine, which takes unit centroids."""
+    half = 0 if cosine else centroids.square().sum(1) / 2  # ‖x − c‖² = ‖x‖² − 2 (x·c − ‖c‖²/2)
     parts = torch.split(x, max(1, _HELD // len(centroids)))
-    return torch.cat([(rows @ centroids.T).argmax(1) for rows in parts])
-
-
-def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    half = centroids.square().sum(1) / 2  # ‖x − c‖² = ‖x‖² − 2 (x·c − ‖c‖²/2)
-    parts = torch.split(x, max(1, _HELD // len(centroids)))
-    return torch.cat([torch.addmm(-half, rows, centroids.T).argmax(1) for rows in parts])
+    return torch.cat([(rows @ centroids.T).sub_(half).argmax(1) for rows in parts])
 
 
 def _start(x: Tensor, clusters: int, seed: int, draw: int) -> Tensor:
@@ -48,9 +44,9 @@ def spherical_kmeans(
     x = F.normalize(x, dim=1)
     centroids = _start(x, clusters, seed, draw)
     for _ in range(iterations):
-        total, count = sums(x, _assign(x, centroids), clusters)
+        total, count = sums(x, nearest(x, centroids, cosine=True), clusters)
         centroids = torch.where(count > 0, F.normalize(total, dim=1), centroids)
-    return centroids, _assign(x, centroids)
+    return centroids, nearest(x, centroids, cosine=True)
 
 
 @torch.no_grad()
@@ -63,6 +59,6 @@ def euclidean_kmeans(
     """
     centroids = _start(x, clusters, seed, draw)
     for _ in range(iterations):
-        total, count = sums(x, _nearest(x, centroids), clusters)
+        total, count = sums(x, nearest(x, centroids), clusters)
         centroids = torch.where(count > 0, total / count.clamp_min(1), centroids)
-    return centroids, _nearest(x, centroids)
+    return centroids, nearest(x, centroids)

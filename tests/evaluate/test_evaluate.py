@@ -45,9 +45,11 @@ def test_report() -> None:
     assert (knn.low, knn.high) == interval(knn.each)
     assert knn.low < knn.value < knn.high
     assert knn.n == 80
-    assert knn.details["k"] == 20
-    assert {"strength", "at_edge", "tuned", "converged", "seed"} < set(linear.details)
+    assert knn.options["k"] == 20
+    assert {"strength", "at_edge", "tuned", "converged"} < set(linear.details)
     again = json.loads(json.dumps(report.json()))
+    assert again["scores"][0]["options"] == knn.options
+    assert not {*knn.options} & {*knn.details}
     assert again["scores"][0]["value"] == knn.value
     assert evaluate(TRAIN, TEST).json() == report.json()
 
@@ -100,7 +102,7 @@ def test_unknown_protocol() -> None:
 
 def test_protocols_with_options() -> None:
     report = evaluate(TRAIN, TEST, [KNN(k=5), "linear"])
-    assert report["knn"].details["k"] == 5
+    assert report["knn"].options["k"] == 5
     built = select(("knn", "linear"), {"knn": {"k": 7}, "linear": {"seed": 3}})
     assert isinstance(built[0], KNN)
     assert isinstance(built[1], LinearProbe)

@@ -259,7 +259,4 @@ def test_an_interval_around_a_value_has_the_width_of_the_draws() -> None:
     low, high, moved = around(0.4, draws)
     np.testing.assert_allclose(moved[:3], [0.3, 0.4, 0.5])
     assert (low, high) == pytest.approx(spread(draws[:3] - 0.2))
-    assert around(0.05, draws)[0] == 0.0
-    assert around(0.05, draws, least=-1.0)[0] < 0
-    assert around(0.98, draws)[1] == 1.0
-    assert around(0.5, np.full(3, np.nan))[:2] == (0.0, 1.0)
+    assert around(0.5, np.full(3, np.nan))[:2] == (-np.inf, np.inf)

@@ -1,9 +1,11 @@
 """What the methods ask of an encoder."""
 
 import abc
-from collections.abc import Sequence
-from typing import NoReturn
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, Self
 
+import torch
 from torch import Tensor, nn
 
 from selfsight.errors import ConfigError
@@ -87,6 +89,24 @@ class Encoder(nn.Module, abc.ABC):
         """Give a maskable encoder these positions (T, token_dim) for good, in place of learned
         ones."""
         self._cannot("positions of patches")
+
+    @contextlib.contextmanager
+    def resting(self, device: str | torch.device) -> Iterator[Self]:
+        """On the device in evaluation mode, so that no statistic moves; afterwards as it was."""
+        # What is not torch's has no parameters.
+        home = next((p.device for p in self.parameters()), torch.device("cpu"))
+        modes = {module: module.training for module in self.modules()}
+        try:
+            yield self.to(device).eval()
+        finally:
+            self.to(home)
+            for module, mode in modes.items():
+                module.training = mode
+
+    def last_tokens(self, x: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
+        """The class token (N, token_dim) and the patches (N, T, token_dim) behind each of the last
+        blocks, normalised as the output is; none where there is no class token."""
+        return []
 
     def copied(self, *, drop_path: float = 0.0, average: bool = False) -> "Encoder":
         """Another encoder with these weights, to be trained further.

@@ -117,6 +117,15 @@ class TimmEncoder(Encoder):
         )
         return maps
 
+    def last_tokens(self, x: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
+        if not (self.maskable and self.model.has_class_token):
+            return []
+        found = self.model.forward_intermediates(
+            x, indices=min(blocks, len(self.model.blocks)), return_prefix_tokens=True, norm=True,
+            output_fmt="NLC", intermediates_only=True,
+        )  # fmt: skip
+        return [(prefix[:, 0], patches) for patches, prefix in found]
+
     def attention(self, x: Tensor) -> Tensor:
         """A model without a class token asks with the mean of its patches' queries."""
         model = self.model

@@ -54,7 +54,7 @@ PROTOCOLS = {
     "linear": "selfsight.evaluate.protocols.linear:LinearProbe",
     "multilabel": "selfsight.evaluate.protocols.multilabel:MultiLabel",
     "propagation": "selfsight.evaluate.protocols.propagation:Propagation",
-    "recipe": "selfsight.evaluate.protocols.recipe:Official",
+    "recipe": "selfsight.evaluate.protocols.recipe:PaperRecipe",
     "retrieval": "selfsight.evaluate.protocols.retrieval:Retrieval",
     "segmentation": "selfsight.evaluate.protocols.segmentation:Segmentation",
     "sweep": "selfsight.evaluate.protocols.sweep:Sweep",

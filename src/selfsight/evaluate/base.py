@@ -2,10 +2,12 @@
 
 import abc
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from torch import Tensor
 
 from selfsight.data.base import Counting, Progress, Source
 from selfsight.data.sources import Data
@@ -28,8 +30,8 @@ class Sight:
     threads: int = 1
     progress: Counting | None = None
 
-    def embed(self, source: Source) -> Features:
-        """h of every image."""
+    def embed(self, source: Source, read: Callable[[Tensor], Tensor] | None = None) -> Features:
+        """h of every image, or what `read` takes of a batch of them."""
         return extract(
             self.encoder,
             source,
@@ -38,6 +40,7 @@ class Sight:
             precision=self.precision,
             progress=self.counting("embedded"),
             threads=self.threads,
+            read=read,
         )
 
     def counting(self, what: str) -> Progress:

@@ -1,14 +1,16 @@
 """What an evaluation says: scores with their intervals, as a table or as JSON."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from selfsight import __version__
 from selfsight.errors import ConfigError
+from selfsight.evaluate.statistics import around, bootstrap, interval, mean_interval
 
 __all__ = ["Judged", "Report", "Score", "shown"]
 
@@ -18,19 +20,19 @@ _NUMBERS = {"RMSE": ",.4g", "images/s": ",.1f"}
 
 @dataclass(frozen=True)
 class Score:
-    """One number on the test images.
+    """One number on the test images; `mean` and `resampled` know its interval.
 
     name: to show, with the settings that matter
     protocol: what `evaluate` was asked for
     value, low, high: the interval is of 95%
     n: test images, or what else was counted
     metric: of what the value is; fractions are shown in percent
-    details: settings and findings, for JSON
+    details: what else was found, for JSON
     each: (n,) what each test image adds to the mean that `value` is, right or wrong for
         accuracies
     draws: (B,) where `value` is no mean, its values on resampled test images; those of two
         encoders on the same images are resampled alike, so that their differences are paired
-    options: those of the protocol
+    options: those of the protocol, which `evaluate` tells
     images: stands for the training and test images and their labels; empty if not known
     """
 
@@ -47,6 +49,52 @@ class Score:
     options: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     images: str = field(default="", repr=False, compare=False)
 
+    @classmethod
+    def mean(
+        cls,
+        name: str,
+        protocol: str,
+        each: NDArray[Any],
+        metric: str = "accuracy",
+        details: Mapping[str, Any] | None = None,
+        *,
+        most: float = 1.0,
+    ) -> Self:
+        """The mean of what each test image adds, which lies between 0 and `most`.
+
+        each: (N,) right or wrong, which have Wilson's interval; or numbers, which have Student's
+        """
+        span = interval(each) if each.dtype == bool else mean_interval(each)
+        low, high = _within(span, 0.0, most)
+        return cls(
+            name, protocol, float(each.mean()), low, high, len(each), metric, dict(details or {}),
+            each=each,
+        )  # fmt: skip
+
+    @classmethod
+    def resampled(
+        cls,
+        name: str,
+        protocol: str,
+        statistic: Callable[[NDArray[np.int64]], float],
+        n: int,
+        metric: str,
+        details: Mapping[str, Any] | None = None,
+        *,
+        least: float = 0.0,
+        seed: int = 0,
+    ) -> Self:
+        """What is no mean: it is counted again on n test images resampled with replacement.
+
+        statistic: takes (n,) numbers of test images, all of them for the value; see `bootstrap`
+        least: the value lies between it and 1
+        """
+        value = statistic(np.arange(n))
+        draws = bootstrap(statistic, n, seed=seed)
+        *span, draws = around(value, draws)
+        low, high = _within(span, least, 1.0)
+        return cls(name, protocol, value, low, high, n, metric, dict(details or {}), draws=draws)
+
     def shown(self) -> tuple[str, str]:
         """The value and its interval."""
         return shown(self.metric, self.value, self.low, self.high)
@@ -60,8 +108,17 @@ class Score:
             "low": self.low,
             "high": self.high,
             "n": self.n,
+            "options": dict(self.options),
             "details": dict(self.details),
         }
+
+
+def _within(span: Iterable[float], least: float, most: float) -> tuple[float, float]:
+    """The interval as far as values go; an unknown one stays so."""
+    low, high = span
+    if math.isinf(low) and math.isinf(high):
+        return low, high
+    return max(low, least), min(high, most)
 
 
 def shown(

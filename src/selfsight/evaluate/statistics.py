@@ -113,11 +113,9 @@ def bootstrap(
     )
 
 
-def around(
-    value: float, draws: NDArray[np.float64], least: float = 0.0, most: float = 1.0
-) -> tuple[float, float, NDArray[np.float64]]:
-    """The interval of a value between `least` and `most`, and the draws (B,) of `bootstrap` moved
-    so that their mean is the value.
+def around(value: float, draws: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64]]:
+    """The interval of a value, and the draws (B,) of `bootstrap` moved so that their mean is the
+    value.
 
     An image that is drawn twice agrees with itself, which flatters rankings and partitions; what
     the draws tell is the width.
@@ -125,8 +123,7 @@ def around(
     known = ~np.isnan(draws)
     if known.any():
         draws = draws + (value - draws[known].mean())
-    low, high = spread(draws)
-    return max(low, least), min(high, most), draws
+    return *spread(draws), draws
 
 
 def spread(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:

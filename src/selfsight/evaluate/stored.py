@@ -200,7 +200,7 @@ def _canonical(value: Any) -> str:
 
 def _packed(score: Score) -> dict[str, Any]:
     packed: dict[str, Any] = _plain(score.json())
-    packed |= {"options": _plain(score.options), "images": score.images}
+    packed["images"] = score.images
     if score.each is not None:
         each = np.asarray(score.each)
         two = each.dtype == bool

@@ -73,13 +73,12 @@ def test_scores_declare_how_neighbours_voted() -> None:
             {"metric": "euclidean", "vote": "majority"},
         ),
     }
-    for name, (protocol, details) in told.items():
+    for name, (protocol, chosen) in told.items():
         score = evaluate(train, test, [protocol])["knn"]
         assert score.name == name
-        assert {"k": 5, "metric": "cosine", "vote": "weighted", **details} == {
-            key: score.details[key] for key in ("k", "metric", "vote", *details)
-        }
-        assert ("temperature" in score.details) == ("T=" in name)
+        assert score.options == {
+            "k": 5, "temperature": 0.07, "metric": "cosine", "vote": "weighted", **chosen
+        }  # fmt: skip
 
 
 @pytest.mark.skipif(not GOLDEN, reason="SELFSIGHT_GOLDEN is not set")

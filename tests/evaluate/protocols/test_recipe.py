@@ -14,7 +14,7 @@ from selfsight.evaluate import Sight, create, judge
 from selfsight.evaluate.protocols import recipe
 from selfsight.evaluate.protocols.recipe import (
     PRESETS,
-    Official,
+    PaperRecipe,
     Preset,
     _cached,
     _optimizer,
@@ -100,7 +100,7 @@ def test_every_recipe_runs_and_learns(name: str, encoder: Encoder) -> None:
 def test_the_encoder_rests(name: str, encoder: Encoder) -> None:
     encoder.train()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    Official(name, epochs=1, batch=12).measure(Sight(encoder, 24), TRAIN, TEST)
+    PaperRecipe(name, epochs=1, batch=12).measure(Sight(encoder, 24), TRAIN, TEST)
     assert all(module.training for module in encoder.modules())
     for key, value in encoder.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -108,7 +108,7 @@ def test_the_encoder_rests(name: str, encoder: Encoder) -> None:
 
 def test_test_labels_are_only_counted(encoder: Encoder) -> None:
     other = Arrays("test", TEST.images, (TEST.labels + 1) % 3, TEST.classes)
-    protocol = Official("simclr", epochs=2, batch=12, lr=0.3)
+    protocol = PaperRecipe("simclr", epochs=2, batch=12, lr=0.3)
     first, second = (protocol.measure(Sight(encoder, 24), TRAIN, t)[0] for t in (TEST, other))
     a, b = (np.array(score.details["confusion"]) for score in (first, second))
     assert np.array_equal(a.sum(axis=0), b.sum(axis=0))  # the same answers
@@ -118,7 +118,7 @@ def test_test_labels_are_only_counted(encoder: Encoder) -> None:
 def test_threads_change_nothing_and_seeds_do(encoder: Encoder) -> None:
     heads = []
     for threads, seed in ((1, 0), (3, 0), (1, 1)):
-        protocol = Official("swav", epochs=1, batch=12, seed=seed)
+        protocol = PaperRecipe("swav", epochs=1, batch=12, seed=seed)
         score = protocol.measure(Sight(encoder, 24, threads=threads), TRAIN, TEST)[0]
         heads.append(score)
     assert np.array_equal(heads[0].each, heads[1].each)
@@ -130,9 +130,9 @@ def test_a_batch_goes_through_the_encoder_in_parts(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sight, preset = Sight(encoder.eval(), 24), Preset(lr=1.0, batch=12, epochs=1)
-    whole = list(recipe._views(sight, TRAIN, preset, 0))
+    whole = list(recipe._views(sight, sight.encoder, TRAIN, preset, 0))
     monkeypatch.setattr(recipe, "_PART", 5)
-    parts = list(recipe._views(sight, TRAIN, preset, 0))
+    parts = list(recipe._views(sight, sight.encoder, TRAIN, preset, 0))
     assert len(whole) == len(parts) == 4
     for (h, y), (same_h, same_y) in zip(whole, parts, strict=True):
         torch.testing.assert_close(h, same_h)
@@ -177,14 +177,14 @@ def test_adam_decays_through_the_gradient() -> None:
 
 
 def test_first_weights() -> None:
-    weight = Official("moco", seed=3)._head(PRESETS["moco"], 500, 20)[0].weight
+    weight = PaperRecipe("moco", seed=3)._head(PRESETS["moco"], 500, 20)[0].weight
     assert float(weight.detach().std()) == pytest.approx(0.01, rel=0.05)
-    zero = Official("simclr")._head(PRESETS["simclr"], 500, 20)[0]
+    zero = PaperRecipe("simclr")._head(PRESETS["simclr"], 500, 20)[0]
     assert not zero.weight.any()
-    norm, _ = Official("mae")._head(PRESETS["mae"], 5, 2)
+    norm, _ = PaperRecipe("mae")._head(PRESETS["mae"], 5, 2)
     assert (norm.affine, norm.eps) == (False, 1e-6)
     assert not torch.equal(
-        weight, Official("moco", seed=4)._head(PRESETS["moco"], 500, 20)[0].weight
+        weight, PaperRecipe("moco", seed=4)._head(PRESETS["moco"], 500, 20)[0].weight
     )
 
 
@@ -201,12 +201,39 @@ def test_cached_rows_are_seen_once_an_epoch() -> None:
 
 
 def test_a_batch_larger_than_the_data_is_said(encoder: Encoder) -> None:
-    protocol = Official("mae", epochs=1)
+    protocol = PaperRecipe("mae", epochs=1)
     score = protocol.measure(Sight(encoder, 24), TRAIN, TEST)[0]
     assert score.details["changed"]["batch"] == {"recipe": 16384, "used": 48}
-    assert score.details["lr"] == pytest.approx(0.1 * 48 / 256)
+    assert score.details["recipe"]["lr"] == pytest.approx(0.1 * 48 / 256)
     assert "batch=48" in score.name
-    assert Official("mae")._fitted(1000)[0].batch == 768
+    assert PaperRecipe("mae")._fitted(1000)[0].batch == 768
+
+
+@pytest.mark.parametrize("dim", [64, 768])
+def test_dinos_head_reads_class_tokens(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = create_encoder("test_vit", size=32, seed=0).eval()
+    x = torch.rand(2, 3, 32, 32)
+    blocks, behind, e = vit.model.blocks, [], vit.model._pos_embed(vit.model.patch_embed(x))
+    for block in blocks:
+        e = block(e)
+        behind.append(vit.model.norm(e))
+    monkeypatch.setattr(vit, "dim", dim)
+    read = recipe._tokens(vit)(x)
+    if dim == 64:
+        torch.testing.assert_close(read, torch.cat([e[:, 0] for e in behind[-4:]], dim=1))
+        score = PaperRecipe("dino", epochs=1).measure(Sight(vit, 32), TRAIN, TEST)[0]
+        assert score.details["width"] == 4 * 64
+    else:  # as wide as ViT-B
+        last = behind[-1]
+        torch.testing.assert_close(read, torch.cat([last[:, 0], last[:, 1:].mean(dim=1)], dim=1))
+
+
+def test_dinos_head_reads_h_where_there_is_no_class_token(encoder: Encoder) -> None:
+    pooled = create_encoder("test_vit", size=32, seed=0, class_token=False, global_pool="avg")
+    for one, size in ((encoder, 24), (pooled, 32)):
+        with one.resting("cpu"), torch.no_grad():
+            x = torch.rand(2, 3, size, size)
+            assert torch.equal(recipe._tokens(one)(x), one(x))
 
 
 def test_through_judge(encoder: Encoder) -> None:
@@ -214,7 +241,7 @@ def test_through_judge(encoder: Encoder) -> None:
     data = Arrays("both", images, np.concatenate([TRAIN.labels, TEST.labels]), TRAIN.classes)
     told: list[tuple[int, ...]] = []
     sight = Sight(encoder, 24, progress=lambda what: lambda *count: told.append(count))
-    report = judge(sight, data, [Official("simsiam", epochs=1, batch=19)])
+    report = judge(sight, data, [PaperRecipe("simsiam", epochs=1, batch=19)])
     assert report["recipe"].n == 15
     assert (19, 57) in told
 
@@ -226,25 +253,25 @@ def test_refuses_what_it_cannot_use(encoder: Encoder) -> None:
     with pytest.raises(ConfigError, match=r"--recipe.epochs 0 of recipe: must be 1 or more"):
         create("recipe", epochs=0)
     with pytest.raises(ConfigError, match=r"--recipe.batch 49 is more than the 48 training images"):
-        Official("moco", batch=49).measure(sight, TRAIN, TEST)
+        PaperRecipe("moco", batch=49).measure(sight, TRAIN, TEST)
     with pytest.raises(ConfigError, match="recipe of mae normalises over the batch"):
-        Official("mae", batch=1).measure(sight, TRAIN, TEST)
+        PaperRecipe("mae", batch=1).measure(sight, TRAIN, TEST)
     with pytest.raises(ConfigError, match=r"--recipe.lr 10000000.0 of recipe: must be above 0, up"):
         create("recipe", lr=1e7)
     with pytest.raises(DataError, match="training images have no labels"):
-        Official().measure(sight, Arrays("x", TRAIN.images), TEST)
+        PaperRecipe().measure(sight, Arrays("x", TRAIN.images), TEST)
     one = Arrays("x", TRAIN.images, np.zeros(48, np.int64))
     with pytest.raises(DataError, match="all training images have one class"):
-        Official().measure(sight, one, TEST)
+        PaperRecipe().measure(sight, one, TEST)
     with pytest.raises(DataError, match="there are no test images"):
-        Official().measure(sight, TRAIN, Arrays("x", TRAIN.images[:0], TRAIN.labels[:0]))
+        PaperRecipe().measure(sight, TRAIN, Arrays("x", TRAIN.images[:0], TRAIN.labels[:0]))
 
 
 def test_divergence_is_said(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = recipe._embedded
     monkeypatch.setattr(recipe, "_embedded", lambda *given: 1e36 * plain(*given))
     with pytest.raises(Diverged, match=r"recipe of moco diverged at rate 1e\+06; lower --"):
-        Official("moco", epochs=2, batch=12, lr=1e6).measure(Sight(encoder, 24), TRAIN, TEST)
+        PaperRecipe("moco", epochs=2, batch=12, lr=1e6).measure(Sight(encoder, 24), TRAIN, TEST)
 
 
 def test_embeddings_that_are_not_finite(encoder: Encoder) -> None:
@@ -252,4 +279,4 @@ def test_embeddings_that_are_not_finite(encoder: Encoder) -> None:
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
     with pytest.raises(DataError, match=r"48 embeddings are not finite, the first of train\[0\]"):
-        Official("w_mse").measure(Sight(broken, 24), TRAIN, TEST)
+        PaperRecipe("w_mse").measure(Sight(broken, 24), TRAIN, TEST)

@@ -75,7 +75,7 @@ def test_scores() -> None:
         assert score.value == score.each.mean()
         assert 0 <= score.low < score.value <= score.high <= 1
         assert score.n == 30
-    assert scores[0].details == {"gallery": "train", "gallery_images": 60, "left_out": 0}
+    assert scores[0].details == {"gallery_images": 60, "left_out": 0}
     # The first place is the nearest neighbour.
     a, b = (one.embedding / np.linalg.norm(one.embedding, axis=1)[:, None] for one in (test, train))
     assert values[1] == (train.label[(a @ b.T).argmax(axis=1)] == test.label).mean()
@@ -88,7 +88,7 @@ def test_leave_one_out_and_queries_without_an_answer() -> None:
     lonely = Features(test.embedding, label)
     scores = create("retrieval", gallery="test").measure(clusters(5, 0), lonely)
     assert scores[0].n == 19
-    assert scores[0].details == {"gallery": "test", "gallery_images": 19, "left_out": 1}
+    assert scores[0].details == {"gallery_images": 19, "left_out": 1}
     strangers = Features(test.embedding, label + 100)
     with pytest.raises(DataError, match="no test image has its class in the gallery"):
         Retrieval().measure(clusters(5, 0), strangers)

@@ -27,9 +27,9 @@ def test_reports_what_it_ran_on() -> None:
     (score,) = judge(subject, IMAGES, [Throughput(batch=7, seconds=0.01, repeats=6)]).scores
     assert score.metric == "images/s"
     assert score.name == "throughput (cpu, bf16, batch=7)"
-    assert score.n == len(score.details["repeats"]) == 6
+    assert score.n == len(score.details["rates"]) == 6
     # Of six the interval at 95% goes from the least to the most.
-    assert (score.low, score.high) == (min(score.details["repeats"]), max(score.details["repeats"]))
+    assert (score.low, score.high) == (min(score.details["rates"]), max(score.details["rates"]))
     assert score.low <= score.value <= score.high
     facts = {name: score.details[name] for name in ("device", "threads", "precision", "size")}
     assert facts == {
@@ -55,7 +55,7 @@ def test_counts_images_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     (score,) = Throughput(batch=8, seconds=0.9, repeats=6).measure(subject, train, test)
     # One call, four that warm up, and six times four, of which the last five calls are slow.
     assert calls[0] == 1 + 4 + 24
-    assert score.details["repeats"] == pytest.approx([32, 32, 32, 32, 8 * 4 / 1.25, 16])
+    assert score.details["rates"] == pytest.approx([32, 32, 32, 32, 8 * 4 / 1.25, 16])
     assert score.value == 32
     assert set(seen) == {(False, (8, 3, 16, 16), False)}
 

@@ -139,12 +139,11 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _shapes(self) -> list[tuple[int, int, int]]:
         """Channels, rows and columns of the maps of an image of 2 × 3 units, as it is padded."""
-        modes = {module: module.training for module in self.encoder.modules()}
         rows, columns = (n * self.unit * self.encoder.multiple // self.cell for n in (2, 3))
         device = next(self.encoder.parameters()).device
         try:
-            x = torch.zeros(1, 3, rows, columns, device=device)
-            maps = self.encoder.eval().maps(x, self.last)
+            with self.encoder.resting(device) as encoder:
+                maps = encoder.maps(torch.zeros(1, 3, rows, columns, device=device), self.last)
         except ConfigError:
             raise
         # Architectures of fixed input refuse another one each in its own way.
@@ -153,9 +152,6 @@ class Backbone(nn.Module):
                 f"{self.encoder.name} does not take images of {rows} × {columns} pixels, and "
                 f"detection needs any: {str(error).splitlines()[0] if str(error) else error!r}"
             ) from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
 
 

@@ -165,11 +165,7 @@ class Training:
         return head + ", fine-tuned" * self.tuned
 
     @property
-    def details(self) -> dict[str, Any]:
-        return {**vars(self), "lr": self._rate}
-
-    @property
-    def _rate(self) -> float:
+    def rate(self) -> float:
         return self.lr or _RATES[self.head, self.optimizer]
 
     def fit(
@@ -227,7 +223,7 @@ class Training:
         return MapNetwork(encoder, levels, head.to(sight.device), sight, self.tuned)
 
     def _optimizer(self, network: MapNetwork) -> torch.optim.Optimizer:
-        rate = self._rate
+        rate = self.rate
         groups: list[dict[str, Any]] = [{"params": list(network.head.parameters()), "base": rate}]
         if self.tuned:
             groups.append({"params": list(network.encoder.parameters()), "base": rate * _ENCODER})

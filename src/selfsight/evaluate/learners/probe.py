@@ -1,5 +1,5 @@
-"""What linear probes share: the training images they hold out, how features are standardised,
-and how a fitted one answers."""
+"""What linear probes share: the training images they hold out, how features are standardised, the
+axes they are solved along, and how a fitted one answers."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from selfsight.evaluate.base import OnFeatures
 from selfsight.evaluate.learners.rows import Rows, labelled, samples
 from selfsight.philox import Purpose
 
-__all__ = ["Probe", "fifth", "moments", "rows", "standardised"]
+__all__ = ["Probe", "fifth", "moments", "principal_axes", "rows", "standardised"]
 
 # Numbers held at a time: 64 MiB in float32.
 _BLOCK = 1 << 24
@@ -99,6 +99,23 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = (variance / n).sqrt()
     size = (variance / n + (total / n).square()).sqrt()
     return mean, torch.where(scale > _CONSTANT * size, scale, torch.inf).to(x.dtype)
+
+
+def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x: (N, D). An orthonormal basis (D, R) of what the rows span, along their principal axes,
+    and the rows' sums of squares along each (R,); both in float64."""
+    n, dim = x.shape
+    gram = x.new_zeros(2 * [min(n, dim)], dtype=torch.float64)
+    for part in rows(n, dim) if dim <= n else rows(dim, n):
+        block = (x[part] if dim <= n else x[:, part].T).double()
+        gram += block.T @ block
+    squares, axes = torch.linalg.eigh(gram)
+    squares = squares.clamp_min(0)
+    if dim > n:
+        kept = squares > 1e-10 * squares[-1]
+        squares = squares[kept]
+        axes = x.T.double() @ (axes[:, kept] / squares.sqrt())
+    return axes, squares
 
 
 def standardised(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Linear support vector machines on frozen features, one per class, many side by side."""
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Self
 
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from selfsight import philox
 from selfsight.errors import DataError
+from selfsight.evaluate.learners.lbfgs import MEMORY, Problems, minimise
+from selfsight.evaluate.learners.probe import principal_axes
 from selfsight.evaluate.learners.rows import Rows, samples
 from selfsight.evaluate.measures.ranking import Ranking
 from selfsight.philox import Purpose
@@ -22,7 +23,6 @@ COSTS = tuple(2.0**power for power in range(-14, 11, 2))
 
 # Numbers held at a time in each of a few arrays: 64 MiB in float32.
 _BLOCK = 1 << 24
-_MEMORY = 10
 _FOLDS = 3
 
 
@@ -55,14 +55,14 @@ class LinearSVM:
         choice = np.full(tags.shape[1], len(self.costs) // 2)
         tuned = np.flatnonzero(self.tuned)
         per = _FOLDS * len(self.costs)
-        for some in _parts(tuned, per * max(len(x), 2 * _MEMORY * x.shape[1])):
+        for some in _parts(tuned, per * max(len(x), 2 * MEMORY * x.shape[1])):
             choice[some] = self._choose(x, tags[:, some], folds[:, some])
         self.cost = self.costs[choice]
         self.at_edge = self.tuned & ((choice == 0) | (choice == len(self.costs) - 1))
         # Without both kinds of rows there is no side to be on.
         learns = (tags == 1).any(axis=0) & (tags == 0).any(axis=0)
         weight, converged = [], []
-        for some in _parts(np.arange(tags.shape[1]), max(len(x), 2 * _MEMORY * x.shape[1])):
+        for some in _parts(np.arange(tags.shape[1]), max(len(x), 2 * MEMORY * x.shape[1])):
             cost = np.where(learns[some], self.cost[some], 0) * self._weights(tags[:, some])
             fitted = _solve(x, tags[:, some], cost, torch.float64, tolerance=1e-5, steps=3000)
             weight.append(fitted[0])
@@ -123,7 +123,6 @@ class LinearSVM:
         return chosen
 
 
-@torch.no_grad()
 def machines(
     x: Tensor,
     sign: Tensor,
@@ -136,103 +135,46 @@ def machines(
     """Normals w of P machines on the same rows, (P, D), and whether each converged, (P,).
 
     Each minimises ½‖w‖² + Σ cost_i max(0, 1 − sign_i x_i·w)², as LIBLINEAR does (Fan et al.
-    2008), by L-BFGS in the basis of x's principal axes, which starts from the curvature along
-    each of them. ½‖w‖² alone bends by 1 in every direction, so w is no farther from the optimum
+    2008). ½‖w‖² alone bends by 1 in every direction, so w is no farther from the optimum
     than ‖gradient‖; it ends below tolerance · ‖w‖.
 
     x: (N, D); a constant column makes a bias, which is then penalised as any weight
     sign: (N, P), 1 or −1; cost: (N, P), 0 where a machine does not see a row
     """
-    axes = _axes(x).to(dtype)
+    axes = principal_axes(x)[0].to(dtype)
     z = x.to(dtype) @ axes
-    rows = _Rows(z, z.square(), sign.to(z).T.contiguous(), cost.to(z).T.contiguous())
-    w = z.new_zeros(len(rows.sign), z.shape[1])
-    best, number = w.clone(), torch.arange(len(w), device=w.device)
-    converged = torch.zeros(len(w), dtype=torch.bool, device=w.device)
-    stuck = torch.zeros_like(converged)
-    value, gradient, curvature = rows.objective(w)
-    memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MEMORY)
-    rounding = 4 * torch.finfo(dtype).eps
-    for _ in range(steps):
-        done = gradient.norm(dim=1) <= tolerance * w.norm(dim=1)
-        converged[number[done]] = True
-        going = ~(done | stuck)
-        if not going.all():  # the others cost no more
-            number, w, rows = number[going], w[going], rows.of(going)
-            value, gradient, curvature = value[going], gradient[going], curvature[going]
-            for _ in range(len(memory)):
-                a, b, c = memory.popleft()
-                memory.append((a[going], b[going], c[going]))
-        if len(number) == 0:
-            break
-        direction = -_inverse_hessian(gradient, curvature, memory)
-        slope = (gradient * direction).sum(dim=1)
-        length = torch.ones_like(slope)
-        while True:
-            w_new = w + length[:, None] * direction
-            value_new, gradient_new, curvature = rows.objective(w_new)
-            uphill = value_new > value + 1e-4 * length * slope + rounding * value
-            if not uphill.any() or length.min() < 1e-6:
-                break
-            length = torch.where(uphill, length / 2, length)
-        stuck = uphill  # no step is small enough: what is left of the gradient is rounding
-        step, change = w_new - w, gradient_new - gradient
-        memory.append((step, change, (step * change).sum(dim=1, keepdim=True)))
-        w, value, gradient = w_new, value_new, gradient_new
-        best[number] = w
-    return best @ axes.T, converged
+    rows = sign.to(z).T.contiguous(), cost.to(z).T.contiguous()
+    problems = _Hinges(z, z.square(), *rows, tolerance)
+    w, converged = minimise(problems, z.new_zeros(len(rows[0]), z.shape[1]), steps)
+    return w @ axes.T, converged
 
 
-class _Rows:
-    """The rows z (N, R) on their principal axes, and what each of P machines makes of them."""
+class _Hinges(Problems):
+    """Penalty and squared hinge loss of P machines, w: (P, R), on the rows z (N, R) along their
+    principal axes, where the curvature is nearly diagonal.
 
-    def __init__(self, z: Tensor, squares: Tensor, sign: Tensor, cost: Tensor) -> None:
+    squares: (N, R) of z; sign, cost: (P, N)
+    """
+
+    def __init__(
+        self, z: Tensor, squares: Tensor, sign: Tensor, cost: Tensor, tolerance: float
+    ) -> None:
         self.z, self.squares, self.sign, self.cost = z, squares, sign, cost
+        self.tolerance = tolerance
 
-    def of(self, kept: Tensor) -> "_Rows":
-        """Of some of the machines."""
-        return _Rows(self.z, self.squares, self.sign[kept], self.cost[kept])
+    def of(self, kept: Tensor) -> "_Hinges":
+        return _Hinges(self.z, self.squares, self.sign[kept], self.cost[kept], self.tolerance)
+
+    def limit(self, w: Tensor) -> Tensor:
+        limit: Tensor = self.tolerance * w.norm(dim=1)
+        return limit
 
     def objective(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value (P,), gradient (P, R), and second derivative along each axis (P, R)."""
         short = (1 - self.sign * (w @ self.z.T)).clamp_min(0)
         pull = self.cost * short
         value = w.square().sum(dim=1) / 2 + (pull * short).sum(dim=1)
         gradient = w - 2 * (pull * self.sign) @ self.z
-        return value, gradient, 1 + 2 * (self.cost * (short > 0)) @ self.squares
-
-
-def _inverse_hessian(
-    gradient: Tensor, curvature: Tensor, memory: Sequence[tuple[Tensor, Tensor, Tensor]]
-) -> Tensor:
-    """L-BFGS's two loops (Nocedal 1980) over (step, change, their product)."""
-    shares = []
-    for step, change, product in reversed(memory):
-        # A machine that stood still has no product, and the pair says nothing about it.
-        share = (step * gradient).sum(dim=1, keepdim=True) / product
-        share = torch.where(product > 0, share, 0)
-        gradient = gradient - share * change
-        shares.append(share)
-    gradient = gradient / curvature
-    for (step, change, product), share in zip(memory, reversed(shares), strict=True):
-        back = (change * gradient).sum(dim=1, keepdim=True) / product
-        gradient = gradient + torch.where(product > 0, share - back, 0) * step
-    return gradient
-
-
-def _axes(x: Tensor) -> Tensor:
-    """(D, R): an orthonormal basis of what the rows span, along their principal axes."""
-    n, dim = x.shape
-    gram = x.new_zeros(2 * [min(n, dim)], dtype=torch.float64)
-    for part in torch.split(x if dim <= n else x.T, max(1, _BLOCK // min(n, dim))):
-        block = part.double()
-        gram += block.T @ block
-    values, vectors = torch.linalg.eigh(gram)
-    if dim > n:
-        kept = values > 1e-10 * values[-1]
-        vectors = x.T.double() @ (vectors[:, kept] / values[kept].sqrt())
-    axes: Tensor = vectors
-    return axes
+        return value, gradient, 1 / (1 + 2 * (self.cost * (short > 0)) @ self.squares)
 
 
 def _solve(

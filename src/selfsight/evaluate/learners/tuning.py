@@ -70,6 +70,7 @@ _MAE_LARGE = replace(_MAE, epochs=50, lr=1e-3, warmup=0.1, layer_decay=0.75, dro
 # 2006.09882, VICReg: 2105.04906; where they differ, as in the code.
 # Differs from the code: the number is that of the last epoch, not of the best on the test part.
 TUNINGS: dict[Of, Tuning] = {
+    # Differs from the code: its README gives the trunk 0.002.
     "barlow_twins_1pct": replace(_FEW, labels=0.01, lr=0.005, head_lr=0.5),
     "default": Tuning(),
     "mae_base": _MAE,

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import interval
 
 __all__ = ["classified"]
 
@@ -35,19 +34,10 @@ def classified(
     hits = (order == target[:, None]) & answered
     right = hits[:, 0]
     found = {**details, **_by_class(order[:, 0], target, classes)}
-    scores = [_accuracy(name, protocol, "accuracy", right, found)]
+    scores = [Score.mean(name, protocol, right, details=found)]
     if answers.shape[1] > _TOP:
-        scores.append(_accuracy(name, protocol, "top-5", hits.any(axis=1), {}))
+        scores.append(Score.mean(name, protocol, hits.any(axis=1), "top-5"))
     return scores
-
-
-def _accuracy(
-    name: str, protocol: str, metric: str, right: NDArray[np.bool_], details: dict[str, object]
-) -> Score:
-    low, high = interval(right)
-    return Score(
-        name, protocol, float(right.mean()), low, high, len(right), metric, details, each=right
-    )
 
 
 def _by_class(

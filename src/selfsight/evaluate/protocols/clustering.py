@@ -13,9 +13,8 @@ from selfsight.errors import DataError
 from selfsight.evaluate.base import OnFeatures
 from selfsight.evaluate.learners.rows import samples
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import around, bootstrap, interval
 from selfsight.features import Features
-from selfsight.kmeans import euclidean_kmeans, spherical_kmeans
+from selfsight.kmeans import euclidean_kmeans, nearest, spherical_kmeans
 from selfsight.ranges import Count, Several, Whole
 
 __all__ = [
@@ -28,8 +27,8 @@ __all__ = [
 
 Table = NDArray[np.int64]
 
-# Distances to centroids held at a time: 64 MiB in float32.
-_BLOCK = 1 << 24
+# Compared with their centroids at a time.
+_ROWS = 1 << 14
 
 
 class Clustering(OnFeatures):
@@ -89,54 +88,42 @@ class Clustering(OnFeatures):
             "clusters": count,
             "used": int((table.sum(axis=1) > 0).sum()),
             "purity": float(table.max(axis=1).sum() / table.sum()),
-            "fit": self.fit,
-            "metric": self.metric,
-            "starts": self.starts,
-            "iterations": self.iterations,
-            "seed": self.seed,
         }
         title = f"k-means (k={count})"
-        low, high = interval(right)
-        accuracy = Score(
-            title, self.name, float(right.mean()), low, high, len(label), "matched accuracy",
-            each=right,
-        )  # fmt: skip
-        scores = []
-        for metric, agreement in (("NMI", mutual_information), ("ARI", adjusted_rand)):
-            value = agreement(table)
 
-            def drawn(
-                rows: NDArray[np.int64], agreement: Callable[[Table], float] = agreement
-            ) -> float:
+        def score(
+            metric: str, agreement: Callable[[Table], float], least: float, **found: object
+        ) -> Score:
+            def of(rows: NDArray[np.int64]) -> float:
                 return agreement(contingency(cluster[rows], label[rows]))
 
-            draws = bootstrap(drawn, len(label), seed=self.seed)
-            low, high, draws = around(value, draws, least=0.0 if metric == "NMI" else -1.0)
-            scores.append(
-                Score(
-                    title, self.name, value, low, high, len(label), metric,
-                    found if metric == "NMI" else {}, draws=draws,
-                )
-            )  # fmt: skip
-        return [*scores, accuracy]
+            return Score.resampled(
+                title, self.name, of, len(label), metric, found, least=least, seed=self.seed
+            )
+
+        return [
+            score("NMI", mutual_information, 0.0, **found),
+            score("ARI", adjusted_rand, -1.0),
+            Score.mean(title, self.name, right, "matched accuracy"),
+        ]
 
     def _assign(self, fitted: Tensor, test: Tensor, count: int) -> NDArray[np.int64]:
         """(N,) the cluster of each test image."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         fitted, test = fitted.to(device), test.to(device)
-        kmeans = euclidean_kmeans
-        if self.metric == "cosine":
-            kmeans = spherical_kmeans
+        cosine = self.metric == "cosine"
+        kmeans = spherical_kmeans if cosine else euclidean_kmeans
+        if cosine:
             fitted, test = F.normalize(fitted, dim=1), F.normalize(test, dim=1)
         best, least = fitted[:count], float("inf")
         for start in range(self.starts):
-            centroids, _ = kmeans(
+            centroids, number = kmeans(
                 fitted, count, iterations=self.iterations, seed=self.seed, draw=start
             )
-            _, total = _nearest(fitted, centroids)
+            total = _spread(fitted, centroids, number)
             if total < least:
                 best, least = centroids, total
-        return _nearest(test, best)[0].cpu().numpy()
+        return nearest(test, best, cosine=cosine).cpu().numpy()
 
 
 def contingency(cluster: ArrayLike, label: ArrayLike) -> Table:
@@ -207,14 +194,10 @@ def matching(table: Table) -> NDArray[np.int64]:
     return np.where(match < table.shape[1], match, -1)
 
 
-def _nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, float]:
-    """(N,) the nearest centroid of each row, and the sum of squared distances."""
-    number, total = [], 0.0
-    for rows in torch.split(x, max(1, _BLOCK // len(centroids))):
-        nearest = torch.addmm(-centroids.square().sum(dim=1) / 2, rows, centroids.T).argmax(dim=1)
-        number.append(nearest)
-        total += float((rows - centroids[nearest]).square().sum(dtype=torch.float64))
-    return torch.cat(number), total
+def _spread(x: Tensor, centroids: Tensor, number: Tensor) -> float:
+    """The sum of squared distances of the rows of x from their centroids."""
+    parts = zip(torch.split(x, _ROWS), torch.split(number, _ROWS), strict=True)
+    return sum(float((y - centroids[own]).square().sum(dtype=torch.float64)) for y, own in parts)
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:

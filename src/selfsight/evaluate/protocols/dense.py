@@ -15,7 +15,6 @@ from selfsight.errors import DataError
 from selfsight.evaluate.base import OnImages, Sight
 from selfsight.evaluate.learners.maps import Kind, Training, enlarged
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import mean_interval
 from selfsight.ranges import Count, Positive, Several, Weight, Whole
 
 __all__ = ["Dense", "errors"]
@@ -82,29 +81,24 @@ class Dense(OnImages):
         if len(found) == 0:
             raise DataError(f"no pixel of {test.name} has a target; there is nothing to count")
         details = {
-            **self.training.details,
+            "rate": self.training.rate,
             "size": sight.size,
-            "loss": self.loss,
-            "unit": self.unit,
-            "zero": self.zero,
             "without_target": len(rows) - len(found),
         }
         name = f"dense ({self.training.name}, {self.loss})"
         metrics = ("RMSE", "relative error", _NEAR)
         return [
-            self._score(name, metric, column[~np.isnan(column)], details if number == 0 else {})
+            Score.mean(
+                name,
+                self.name,
+                column[~np.isnan(column)],
+                metric,
+                details if number == 0 else {},
+                most=1.0 if metric == _NEAR else np.inf,
+            )
             for number, (metric, column) in enumerate(zip(metrics, found.T, strict=True))
             if not np.isnan(column).all()
         ]
-
-    def _score(
-        self, name: str, metric: str, each: NDArray[np.float64], details: dict[str, Any]
-    ) -> Score:
-        low, high = mean_interval(each)
-        if len(each) > 1:  # none is below 0, and shares are not above 1
-            low, high = max(low, 0.0), min(high, 1.0) if metric == _NEAR else high
-        value = float(each.mean())
-        return Score(name, self.name, value, low, high, len(each), metric, details, each=each)
 
 
 def errors(target: Map, answer: NDArray[np.float32]) -> tuple[float, float, float]:

@@ -28,7 +28,6 @@ from selfsight.evaluate.measures.average_precision import (
 )
 from selfsight.evaluate.report import Score
 from selfsight.evaluate.seeds import over_seeds
-from selfsight.evaluate.statistics import around, bootstrap
 from selfsight.ranges import Count, Part, Positive, Share, Weight, Whole
 
 __all__ = ["RECIPES", "Detection", "Preset", "scores"]
@@ -165,7 +164,6 @@ class Detection(OnImages):
         loss = fit(model, sight, train, schedule)
         found = find(model, sight, test)
         details = {
-            "of": self.of,
             "iterations": schedule.total,
             "epochs": schedule.total * schedule.batch / len(train),
             "batch": schedule.batch,
@@ -175,11 +173,9 @@ class Detection(OnImages):
             "warmup": schedule.warmup,
             "sizes": list(design.sizes),
             "max_size": design.max_size,
-            "frozen": self.frozen,
             "loss": loss,
             "train": {"images": len(train), **train.counts, "skipped": len(train.skipped)},
             "test": {"images": len(test), **test.counts, "skipped": len(test.skipped)},
-            "seed": self.seed,
         }
         name = "Faster R-CNN" + " (frozen)" * self.frozen
         return scores(name, found, test, details)
@@ -269,12 +265,10 @@ def _score(
 ) -> Score:
     n = len(matches[0].objects)
 
-    def resampled(images: NDArray[np.int64]) -> float:
+    def precision(images: NDArray[np.int64]) -> float:
         return mean_precision(matches, np.bincount(images, minlength=n), rule)
 
-    value = mean_precision(matches, rule=rule)
-    low, high, draws = around(value, bootstrap(resampled, n))
-    return Score(name, Detection.name, value, low, high, n, metric, details, draws=draws)
+    return Score.resampled(name, Detection.name, precision, n, metric, details)
 
 
 def _only(matches: Matches, which: slice) -> Matches:

@@ -17,7 +17,7 @@ from selfsight.evaluate.base import OnFeatures
 from selfsight.evaluate.measures.classified import classified
 from selfsight.evaluate.protocols.linear import STRENGTHS, LinearProbe
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import mean_interval, student_interval
+from selfsight.evaluate.statistics import student_interval
 from selfsight.features import Features
 from selfsight.philox import Purpose
 from selfsight.ranges import Count, Range, Whole
@@ -71,11 +71,7 @@ class Few(OnFeatures):
         assert train.label is not None
         assert test.label is not None
         draws = self.draw(train)
-        found: dict[str, object] = {
-            "labels": self.labels,
-            "images": [len(rows) for rows in draws],
-            "seed": self.seed,
-        }
+        found: dict[str, object] = {"images": [len(rows) for rows in draws]}
         if isinstance(self.labels, str):
             found["unmatched"] = len(self.names) - len(draws[0])
         name = f"few ({self._amount(train, len(draws[0]))})"
@@ -211,7 +207,6 @@ def _mean(same: Sequence[Score]) -> Score:
     """One metric of several draws, on the same test images."""
     first = same[0]
     right = np.mean([score.each for score in same if score.each is not None], axis=0)
-    low, high = mean_interval(right)
     details = dict(first.details)
     if details:
         for key in ("strength", "at_edge", "tuned"):
@@ -224,10 +219,7 @@ def _mean(same: Sequence[Score]) -> Score:
         tables = [score.details["confusion"] for score in same if "confusion" in score.details]
         details["confusion"] = _summed(tables)
         details["interval"] = "over test images, of the mean over draws"
-    return Score(
-        first.name, first.protocol, float(right.mean()), max(0.0, low), min(1.0, high),
-        first.n, first.metric, details, each=right,
-    )  # fmt: skip
+    return Score.mean(first.name, first.protocol, right, first.metric, details)
 
 
 def _summed(tables: list[list[list[int]]]) -> list[list[int]]:

@@ -154,11 +154,7 @@ class Finetune(OnImages):
             raise DataError(f"{test.name} has no labelled images to test on")
         tuned = self.fit(sight, train)
         found = {
-            **asdict(self.tuning),
-            "of": self.of,
-            "from_layer": self.from_layer,
-            "choose": self.choose,
-            "seed": self.seed,
+            "recipe": asdict(self.tuning),
             "images": tuned.images,
             "batch": tuned.batch,
             "rate": tuned.rate,

@@ -73,19 +73,17 @@ class KNN(OnFeatures):
             )
         assert test.label is not None
         shares = self.fit(train.embedding, train.label).proba(test.embedding)
-        found: dict[str, object] = {"k": self.k, "metric": self.metric, "vote": self.vote}
         words = [f"k={self.k}"]
         if self.metric == "euclidean":
             words.append("Euclidean")
         if self._warm:
             words.append(f"T={self.temperature:g}")
-            found["temperature"] = self.temperature
         else:
             words.append("majority" if self.vote == "majority" else "1/d")
         name = f"kNN ({', '.join(words)})"
         # A class without a vote is not among the first five either.
         answers = np.where(shares > 0, shares, -np.inf)
-        return classified(name, self.name, answers, test.label, test.classes, **found)
+        return classified(name, self.name, answers, test.label, test.classes)
 
     def fit(self, x: Rows, y: Rows) -> Self:
         """x: (N, D); y: (N,) class numbers."""

@@ -1,16 +1,24 @@
 """A linear classifier on frozen features: multinomial logistic regression, tuned on
 training features only."""
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import ConfigError
-from selfsight.evaluate.learners.probe import Probe, fifth, moments, rows, standardised
+from selfsight.evaluate.learners.lbfgs import MEMORY, Problems, minimise
+from selfsight.evaluate.learners.probe import (
+    Probe,
+    fifth,
+    moments,
+    principal_axes,
+    rows,
+    standardised,
+)
 from selfsight.evaluate.learners.rows import Rows, labelled, samples
 from selfsight.evaluate.measures.classified import classified
 from selfsight.evaluate.report import Score
@@ -23,7 +31,6 @@ STRENGTHS = tuple(10.0**power for power in np.arange(-5, 1.5, 0.5).tolist())
 
 # Logits held at a time: 64 MiB in float32.
 _BLOCK = 1 << 24
-_MEMORY = 10
 
 
 class LinearProbe(Probe):
@@ -64,7 +71,6 @@ class LinearProbe(Probe):
             "at_edge": self.at_edge,
             "tuned": self.tuned,
             "converged": self.converged,
-            "seed": self.seed,
         }
         name = f"linear (L2={self.strength:.2g})"
         return classified(name, self.name, answers, test.label, test.classes, **found)
@@ -93,7 +99,7 @@ class LinearProbe(Probe):
     ) -> int:
         classes, right = len(self.classes), [0] * len(self.strengths)
         # As many at once as L-BFGS's memory of them allows; all, unless classes are many.
-        together = max(1, _BLOCK // (_MEMORY * classes * x.shape[1]))
+        together = max(1, _BLOCK // (MEMORY * classes * x.shape[1]))
         for fitted, held in splits:
             mean, scale = moments(x[fitted]) if among is None else (self.mean, self.scale)
             design = _Design(standardised(x[fitted], mean, scale))
@@ -114,22 +120,9 @@ class _Design:
     looks the same and the curvature is nearly diagonal."""
 
     def __init__(self, z: Tensor) -> None:
-        z = z.float()
-        n, dim = z.shape
-        gram = z.new_zeros(2 * [min(n, dim)], dtype=torch.float64)
-        for part in rows(n, dim) if dim <= n else rows(dim, n):
-            block = (z[part] if dim <= n else z[:, part].T).double()
-            gram += block.T @ block
-        values, vectors = torch.linalg.eigh(gram / n)
-        values = values.clamp_min(0)
-        if dim <= n:
-            axes = vectors.float()
-        else:
-            kept = values > 1e-10 * values[-1]
-            values = values[kept]
-            axes = z.T @ (vectors[:, kept] / (n * values).sqrt()).float()
-        self._axes, self._curvature = axes, values
-        self._x = z @ axes
+        axes, squares = principal_axes(z.float())
+        self._axes, self._curvature = axes.float(), squares / len(z)
+        self._x = z.float() @ self._axes
 
     def solve(
         self,
@@ -141,61 +134,44 @@ class _Design:
         tolerance: float,
         steps: int,
     ) -> tuple[Tensor, Tensor, bool]:
-        """Weights (S, classes, D), biases (S, classes), and whether all converged.
-
-        L-BFGS, one problem per strength side by side. Half the covariance bounds the
-        cross-entropy's curvature (Böhning 1992) and starts the inverse Hessian. By strong
-        convexity, ‖gradient‖ ≤ tolerance · strength · ‖W‖ puts W within `tolerance` of
-        the optimum.
-        """
-        count, rank = len(strengths), self._x.shape[1]
-        new = {"dtype": dtype, "device": self._x.device}
-        strength = torch.tensor(strengths, **new)[:, None, None]
-        # The last column is the bias: no penalty, curvature at most 1/2.
-        inverse = 1 / (self._curvature.to(**new) / 2 + strength)
-        inverse = torch.cat([inverse, torch.full((count, 1, 1), 2.0, **new)], dim=2)
-        w = torch.zeros(count, classes, rank + 1, **new)
+        """Weights (S, classes, D), biases (S, classes), and whether all converged; by strong
+        convexity the weights are within `tolerance` of the optimum."""
+        rank, strength = self._x.shape[1], torch.tensor(strengths).to(self._x.device, dtype)
+        problems = _Regressions(self._x, y, self._curvature.to(dtype), strength, tolerance)
+        w = torch.zeros(len(strengths), classes, rank + 1, dtype=dtype, device=self._x.device)
         w[:, :, rank] = (torch.bincount(y, minlength=classes) / len(y)).log()
-        best, number = w.clone(), torch.arange(count, device=w.device)
-        loss, gradient = self._evaluate(w, y, strength)
-        memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MEMORY)
-        rounding = 4 * torch.finfo(dtype).eps
-        for _ in range(steps):
-            target = strength[:, 0, 0] * w[:, :, :rank].norm(dim=(1, 2))
-            going = gradient.norm(dim=(1, 2)) > tolerance * target + rounding
-            if not going.all():  # those that have converged cost no more
-                number, w, strength, inverse = (v[going] for v in (number, w, strength, inverse))
-                loss, gradient = loss[going], gradient[going]
-                for _ in range(len(memory)):
-                    a, b, c = memory.popleft()
-                    memory.append((a[going], b[going], c[going]))
-            if len(number) == 0:
-                break
-            direction = -_inverse_hessian(gradient, inverse, memory)
-            slope = (gradient * direction).sum(dim=(1, 2))
-            length = torch.ones_like(slope)
-            while True:
-                w_new = w + length[:, None, None] * direction
-                loss_new, gradient_new = self._evaluate(w_new, y, strength)
-                uphill = loss_new > loss + 1e-4 * length * slope + rounding * loss
-                if not uphill.any() or length.min() < 1e-6:
-                    break
-                length = torch.where(uphill, length / 2, length)
-            step, change = w_new - w, gradient_new - gradient
-            memory.append((step, change, (step * change).sum(dim=(1, 2), keepdim=True)))
-            w, loss, gradient = w_new, loss_new, gradient_new
-            best[number] = w
-        weight = best[:, :, :rank] @ self._axes.T.to(dtype)
-        return weight, best[:, :, rank], len(number) == 0
+        w, solved = minimise(problems, w, steps)
+        return w[:, :, :rank] @ self._axes.T.to(dtype), w[:, :, rank], bool(solved.all())
 
-    def _evaluate(self, w: Tensor, y: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        """w: (S, classes, rank + 1). Objective (S,) and gradient."""
+
+class _Regressions(Problems):
+    """Mean cross-entropy of the rows x (N, R) + strength/2 ‖W‖², for each strength (S,).
+
+    w: (S, classes, R + 1); the last column is the bias, which has no penalty
+    curvature: (R,) mean square along each axis
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, curvature: Tensor, strength: Tensor, tolerance: float
+    ) -> None:
+        self.x, self.y, self.curvature = x, y, curvature
+        self.strength, self.tolerance = strength, tolerance
+
+    def of(self, kept: Tensor) -> "_Regressions":
+        return _Regressions(self.x, self.y, self.curvature, self.strength[kept], self.tolerance)
+
+    def limit(self, w: Tensor) -> Tensor:
+        rounding = 4 * torch.finfo(w.dtype).eps
+        limit: Tensor = self.tolerance * self.strength * w[:, :, :-1].norm(dim=(1, 2)) + rounding
+        return limit
+
+    def objective(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         count, classes, width = w.shape
         flat = w.reshape(-1, width)
         total, loss = torch.zeros_like(flat), w.new_zeros(count)
-        for part in rows(len(y), max(len(flat), width)):
-            x = self._x[part].to(w.dtype)
-            own = y[part, None, None].expand(-1, count, 1)
+        for part in rows(len(self.y), max(len(flat), width)):
+            x = self.x[part].to(w.dtype)
+            own = self.y[part, None, None].expand(-1, count, 1)
             log_p = torch.addmm(flat[:, -1], x, flat[:, :-1].T).view(-1, count, classes)
             log_p = log_p.log_softmax(dim=2)
             loss -= log_p.gather(2, own).sum(dim=(0, 2))
@@ -204,30 +180,9 @@ class _Design:
             error = error.flatten(1)
             total[:, :-1].addmm_(error.T, x)
             total[:, -1] += error.sum(dim=0)
-        gradient = (total / len(y)).view_as(w)
+        gradient, strength = (total / len(self.y)).view_as(w), self.strength[:, None, None]
         gradient[:, :, :-1] += strength * w[:, :, :-1]
-        penalty = strength[:, 0, 0] / 2 * w[:, :, :-1].square().sum(dim=(1, 2))
-        return loss / len(y) + penalty, gradient
-
-
-def _inverse_hessian(
-    gradient: Tensor, inverse: Tensor, memory: Sequence[tuple[Tensor, Tensor, Tensor]]
-) -> Tensor:
-    """L-BFGS's two loops (Nocedal 1980) over (step, change, their product)."""
-    shares = []
-    for step, change, product in reversed(memory):
-        # A problem that stood still has no product, and the pair says nothing about it.
-        share = (step * gradient).sum(dim=(1, 2), keepdim=True) / product
-        share = torch.where(product > 0, share, 0)
-        gradient = gradient - share * change
-        shares.append(share)
-    if memory:
-        # The bound's curvature, scaled to what the newest step has met.
-        _, change, product = memory[-1]
-        scale = product / (change * inverse * change).sum(dim=(1, 2), keepdim=True)
-        inverse = torch.where(product > 0, scale, 1) * inverse
-    gradient = inverse * gradient
-    for (step, change, product), share in zip(memory, reversed(shares), strict=True):
-        back = (change * gradient).sum(dim=(1, 2), keepdim=True) / product
-        gradient = gradient + torch.where(product > 0, share - back, 0) * step
-    return gradient
+        penalty = self.strength / 2 * w[:, :, :-1].square().sum(dim=(1, 2))
+        # Half the covariance bounds the curvature (Böhning 1992), and half of 1 the bias's.
+        inverse = F.pad(1 / (self.curvature / 2 + strength), (0, 1), value=2.0)
+        return loss / len(self.y) + penalty, gradient, inverse

@@ -14,7 +14,6 @@ from selfsight.evaluate.base import OnImages, Sight
 from selfsight.evaluate.learners.svm import COSTS, LinearSVM
 from selfsight.evaluate.measures.ranking import Points, Ranking
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import around, bootstrap
 from selfsight.ranges import Positive, Whole
 
 __all__ = ["MultiLabel"]
@@ -60,53 +59,42 @@ class MultiLabel(OnImages):
     def measure(self, sight: Sight, train: Tags, test: Tags) -> list[Score]:
         if train.classes != test.classes:
             raise DataError("training and test images have different classes")
-        counted = _counted(test)
+        classes = _counted(test)
         machine = LinearSVM(self.costs, positive=self.positive, seed=self.seed)
         machine.fit(_embedded(sight, train), train.tags)
         answers = machine.decide(_embedded(sight, test))
         known = test.tags >= 0
-        rankings = [Ranking(answers[:, c], test.tags[:, c] == 1) for c in counted]
+        rankings = [Ranking(answers[:, c], test.tags[:, c] == 1) for c in classes]
 
         def each(times: NDArray[np.int64], points: Points) -> NDArray[np.float64]:
             return np.array(
                 [
                     ranking.average_precision(times * known[:, c], points)
-                    for ranking, c in zip(rankings, counted, strict=True)
+                    for ranking, c in zip(rankings, classes, strict=True)
                 ]
             )
 
-        def resampled(rows: NDArray[np.int64]) -> float:
+        def mean(rows: NDArray[np.int64]) -> float:
             precision = each(np.bincount(rows, minlength=len(test)), self.points)
             return float(np.nanmean(precision)) if not np.isnan(precision).all() else np.nan
 
         once = np.ones(len(test), np.int64)
         precision = each(once, self.points)
-        value = float(precision.mean())
-        draws = bootstrap(resampled, len(test), seed=self.seed)
-        low, high, draws = around(value, draws)
-        names = [test.classes[c] for c in counted]
-        costs, edge = machine.cost[counted].tolist(), machine.at_edge[counted]
+        names = [test.classes[c] for c in classes]
+        costs, edge = machine.cost[classes].tolist(), machine.at_edge[classes]
         found = {
-            "points": self.points,
-            "positive": self.positive,
             "per_class": dict(zip(names, precision.tolist(), strict=True)),
             "map_11_points": float(each(once, "11").mean()),
             "map_all_points": float(each(once, "all").mean()),
             "costs": dict(zip(names, costs, strict=True)),
             "at_edge": [name for name, at in zip(names, edge, strict=True) if at],
-            "tuned": bool(machine.tuned[counted].all()),
-            "converged": bool(machine.converged[counted].all()),
+            "tuned": bool(machine.tuned[classes].all()),
+            "converged": bool(machine.converged[classes].all()),
             "left_out": [c for c in test.classes if c not in names],
-            "seed": self.seed,
         }
-        title = f"multi-label SVM ({len(counted)} classes)"
+        title = f"multi-label SVM ({len(classes)} classes)"
         metric = "mAP" if self.points == "all" else "mAP (11 points)"
-        return [
-            Score(
-                title, self.name, value, low, high, len(test), metric, found,
-                draws=draws,
-            )
-        ]  # fmt: skip
+        return [Score.resampled(title, self.name, mean, len(test), metric, found, seed=self.seed)]
 
 
 def _embedded(sight: Sight, tags: Tags) -> torch.Tensor:

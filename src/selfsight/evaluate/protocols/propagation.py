@@ -1,6 +1,5 @@
 """Video label propagation: the first frame's objects are followed by likeness of features alone."""
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -20,7 +19,6 @@ from selfsight.evaluate.base import OnImages, Sight
 from selfsight.evaluate.learners.maps import fitted, likeliest, normalised
 from selfsight.evaluate.measures.regions import boundary_f, region_j
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import mean_interval
 from selfsight.ranges import Count, Positive, Whole
 
 __all__ = ["Propagation", "by_clip", "propagated"]
@@ -73,10 +71,6 @@ class Propagation(OnImages):
             tell(number + 1, len(test))
         each, per_clip = by_clip(found), [objects.mean(axis=0) for objects in found]
         details = {
-            "context": self.context,
-            "k": self.k,
-            "radius": self.radius,
-            "temperature": self.temperature,
             "level": level,
             "size": sight.size,
             "objects": sum(map(len, found)),
@@ -89,16 +83,7 @@ class Propagation(OnImages):
         name = f"propagation (k={self.k}, T={self.temperature:g})"
         numbers = (("J&F", each.mean(axis=1)), ("J", each[:, 0]), ("F", each[:, 1]))
         return [
-            Score(
-                name,
-                self.name,
-                float(values.mean()),
-                *_within(*mean_interval(values)),
-                len(values),
-                metric,
-                details if metric == "J&F" else {},
-                each=values,
-            )
+            Score.mean(name, self.name, values, metric, details if metric == "J&F" else {})
             for metric, values in numbers
         ]
 
@@ -220,11 +205,6 @@ def _fine_level(encoder: Encoder, sight: Sight) -> int:
         rows = [m.shape[2] for m in encoder.maps(x, encoder.levels)]
     fine = [level for level, count in enumerate(rows) if count * _STRIDE >= sight.size]
     return fine[-1] if fine else 0
-
-
-def _within(low: float, high: float) -> tuple[float, float]:
-    """An interval of fractions; that of one clip stays unknown."""
-    return (low, high) if math.isinf(low) else (max(low, 0.0), min(high, 1.0))
 
 
 def _sampled(truth: NDArray[Any], objects: NDArray[Any], features: Tensor) -> Tensor:

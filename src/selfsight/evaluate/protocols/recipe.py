@@ -1,8 +1,7 @@
 """The official linear evaluations, each as its paper's code runs it: one head, one rate, views or
 cached features, the last epoch."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,11 +25,13 @@ from selfsight.ranges import Count, Range, Whole
 from selfsight.schedules import cosine, steps, warmup_cosine
 from selfsight.views import View
 
-__all__ = ["PRESETS", "Official", "Preset"]
+__all__ = ["PRESETS", "PaperRecipe", "Preset"]
 
 _MOMENTUM = 0.9
 # Images that go through the encoder at a time, whatever the batch.
 _PART = 256
+# Of ViT-B.
+_WIDE = 768
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class Preset:
     cached: whether the head sees each image's central crop, embedded once, instead of a new
         random crop, flipped by chance, every epoch
     standardized: whether cached channels are standardised by the training ones
+    tokens: whether the head reads class tokens instead of h, where the encoder has them: those of
+        the last four blocks or, from ViT-B's width on, the last one beside the mean of the patches
     """
 
     optimizer: Literal["sgd", "nesterov", "lars", "larc", "adam"] = "sgd"
@@ -65,6 +68,7 @@ class Preset:
     normalized: bool = False
     cached: bool = False
     standardized: bool = False
+    tokens: bool = False
 
     def rate(self, batch: int, *, transformer: bool) -> float:
         """The rate at the top of the schedule."""
@@ -97,9 +101,7 @@ PRESETS = {
         optimizer="adam", lr=3e-4, scaled=False, batch=128, epochs=50, weight_decay=1e-3,
         schedule="constant", init=None, cached=True, standardized=True,
     ),
-    # Differs from the paper: on h, not on the class tokens of the last four blocks (ViT-S) nor on
-    # the class token beside the mean of the patches (ViT-B).
-    "dino": Preset(lr=0.001, batch=1024),
+    "dino": Preset(lr=0.001, batch=1024, tokens=True),
     "mae": Preset(
         optimizer="lars", lr=0.1, batch=16384, epochs=90, by_epoch=False, warmup=1 / 9,
         normalized=True,
@@ -121,7 +123,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-class Official(OnImages):
+class PaperRecipe(OnImages):
     """A linear head on the frozen encoder, in eval mode, trained as a paper's own code does.
 
     of: whose
@@ -160,26 +162,28 @@ class Official(OnImages):
             changed["lr"] = {"recipe": own.rate(own.batch, transformer=transformer), "used": rate}
         if preset.normalized and preset.batch < 2:
             raise ConfigError(f"the recipe of {self.of} normalises over the batch; use two or more")
-        head = self._head(preset, sight.encoder.dim, train.class_count).to(sight.device)
-        with _resting(sight.encoder, sight.device):
+        with sight.encoder.resting(sight.device) as encoder:
+            read = _tokens(encoder) if preset.tokens else encoder
+            head = self._head(preset, _width(read, sight), train.class_count).to(sight.device)
             if preset.cached:
-                x = _embedded(sight, train)
+                x = _embedded(sight, train, read)
                 shift = moments(x) if preset.standardized else None
                 seen = _cached(_shifted(x, shift), train, preset, self.seed)
             else:
-                shift, seen = None, _views(sight, train, preset, self.seed)
+                shift, seen = None, _views(sight, read, train, preset, self.seed)
             _train(head, seen, preset, rate, len(train) // preset.batch)
             # The only look at the test images, when nothing is left to choose.
             with torch.no_grad():
-                answers = head(_shifted(_embedded(sight, test), shift)).double().cpu().numpy()
+                answers = head(_shifted(_embedded(sight, test, read), shift)).double().cpu().numpy()
         if not np.isfinite(answers).all():
             raise Diverged(f"the recipe of {self.of} diverged at rate {rate:g}; lower --recipe.lr")
         said = "".join(f", {name}={change['used']:g}" for name, change in changed.items())
-        found = {**asdict(preset), "lr": rate, "seed": self.seed, "changed": changed}
+        used = {**asdict(preset), "lr": rate}
         assert test.labels is not None
         return classified(
             f"recipe ({self.of}{said})", self.name, answers, test.labels, test.classes,
-            **found, epoch="last", test_crop=sight.encoder.crop_pct,
+            recipe=used, changed=changed, epoch="last", test_crop=sight.encoder.crop_pct,
+            width=head[-1].in_features,
         )  # fmt: skip
 
     def _fitted(self, n: int) -> tuple[Preset, dict[str, dict[str, float]]]:
@@ -212,7 +216,28 @@ class Official(OnImages):
         return nn.Sequential(*before, linear)
 
 
+Read = Callable[[Tensor], Tensor]
 Stream = Iterator[tuple[Tensor, Tensor]]
+
+
+def _tokens(encoder: Encoder) -> Read:
+    """What DINO's head reads of images, (N, width): class tokens, or h where there are none."""
+    wide = encoder.dim >= _WIDE
+
+    def read(x: Tensor) -> Tensor:
+        found = encoder.last_tokens(x, 1 if wide else 4)
+        if not found:
+            h: Tensor = encoder(x)
+            return h
+        patches = [found[-1][1].mean(dim=1)] if wide else []
+        return torch.cat([token for token, _ in found] + patches, dim=1)
+
+    return read
+
+
+@torch.no_grad()
+def _width(read: Read, sight: Sight) -> int:
+    return read(torch.zeros(1, 3, sight.size, sight.size, device=sight.device)).shape[1]
 
 
 def _train(head: nn.Module, seen: Stream, preset: Preset, rate: float, per_epoch: int) -> None:
@@ -247,8 +272,8 @@ def _optimizer(head: nn.Module, preset: Preset) -> torch.optim.Optimizer:
     return torch.optim.SGD(both, momentum=_MOMENTUM, weight_decay=decay, nesterov=nesterov)
 
 
-def _views(sight: Sight, train: Source, preset: Preset, seed: int) -> Stream:
-    """h of random crops, flipped by chance, through the encoder as it rests."""
+def _views(sight: Sight, read: Read, train: Source, preset: Preset, seed: int) -> Stream:
+    """What is read of random crops, flipped by chance."""
     encoder, device = sight.encoder, torch.device(sight.device)
     view = View(size=sight.size, jitter_p=0.0, gray=0.0, blur=0.0)
     loader = Loader(
@@ -262,7 +287,7 @@ def _views(sight: Sight, train: Source, preset: Preset, seed: int) -> Stream:
     tell = sight.counting("images trained on")
     for step, parts in loader.stream(0, total, micros):
         with torch.no_grad(), half:
-            h = torch.cat([encoder(part.views[0]).float() for part in parts])
+            h = torch.cat([read(part.views[0]).float() for part in parts])
         labels = [part.labels for part in parts if part.labels is not None]
         yield h, torch.cat(labels)
         tell((step + 1) * preset.batch, total * preset.batch)
@@ -278,11 +303,11 @@ def _cached(x: Tensor, train: Source, preset: Preset, seed: int) -> Stream:
             yield x[rows], y[rows]
 
 
-def _embedded(sight: Sight, source: Source) -> Tensor:
-    """(N, D): h of the central crops."""
+def _embedded(sight: Sight, source: Source, read: Read) -> Tensor:
+    """(N, D): what is read of the central crops."""
     # Differs from the paper: the crop is the encoder's own share of the short side, which is 224
     # of 256 pixels in most of the official code.
-    h = torch.from_numpy(sight.embed(source).embedding).to(sight.device)
+    h = torch.from_numpy(sight.embed(source, read).embedding).to(sight.device)
     bad = (~h.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
     if bad:
         raise DataError(
@@ -294,20 +319,6 @@ def _embedded(sight: Sight, source: Source) -> Tensor:
 
 def _shifted(x: Tensor, shift: tuple[Tensor, Tensor] | None) -> Tensor:
     return x if shift is None else standardised(x, *shift)
-
-
-@contextlib.contextmanager
-def _resting(encoder: Encoder, device: str | torch.device) -> Iterator[None]:
-    """The encoder on the device and in eval mode, so that no statistic of it moves."""
-    home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-    training = {module: module.training for module in encoder.modules()}
-    try:
-        encoder.to(device).eval()
-        yield
-    finally:
-        encoder.to(home)
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _check(train: Source, test: Source) -> None:

@@ -12,7 +12,6 @@ from selfsight.errors import DataError
 from selfsight.evaluate.base import OnFeatures
 from selfsight.evaluate.learners.rows import labelled
 from selfsight.evaluate.report import Score
-from selfsight.evaluate.statistics import interval, mean_interval
 from selfsight.features import Features
 
 __all__ = ["Retrieval", "retrieve"]
@@ -51,25 +50,14 @@ class Retrieval(OnFeatures):
         if len(first) == 0:
             raise DataError("no test image has its class in the gallery; label more images")
         found = {
-            "gallery": self.gallery,
             "gallery_images": len(test) - 1 if own else len(train),
             "left_out": int((~asked).sum()),
         }
         title = f"retrieval (from {self.gallery})"
-        low, high = mean_interval(precision)
-        scores = [
-            Score(
-                title, self.name, float(precision.mean()), max(low, 0.0), min(high, 1.0),
-                len(first), "mAP", found, each=precision,
-            )
-        ]  # fmt: skip
-        for k in _TOP:
-            hit = first <= k
-            low, high = interval(hit)
-            scores.append(
-                Score(title, self.name, float(hit.mean()), low, high, len(hit), f"R@{k}", each=hit)
-            )
-        return scores
+        return [
+            Score.mean(title, self.name, precision, "mAP", found),
+            *(Score.mean(title, self.name, first <= k, f"R@{k}") for k in _TOP),
+        ]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Semantic segmentation: a head on the encoder's feature maps names the class of each pixel."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,6 @@ from selfsight.evaluate.learners.maps import Kind, Training, likeliest
 from selfsight.evaluate.measures.regions import areas, confusion, ious
 from selfsight.evaluate.report import Score
 from selfsight.evaluate.seeds import over_seeds
-from selfsight.evaluate.statistics import around, bootstrap
 from selfsight.ranges import Count, Positive, Several, Weight, Whole
 
 __all__ = ["Segmentation", "cross_entropy"]
@@ -85,10 +85,8 @@ class Segmentation(OnImages):
         if not total.any():
             raise DataError(f"no pixel of {test.name} has a class; there is nothing to count")
         found = ious(areas(total))
-        value = float(np.nanmean(found))
-        low, high, draws = around(value, _resampled(sizes))
         details = {
-            **self.training.details,
+            "rate": training.rate,
             "size": sight.size,
             "per_class": {
                 name: float(iou)
@@ -100,16 +98,13 @@ class Segmentation(OnImages):
         if classes <= _SHOWN:
             details["confusion"] = total.tolist()
         return [
-            Score(
-                f"segmentation ({self.training.name})",
+            Score.resampled(
+                f"segmentation ({training.name})",
                 self.name,
-                value,
-                low,
-                high,
+                _mean_iou(sizes),
                 len(test),
                 "mIoU",
                 details,
-                draws=draws,
             )
         ]
 
@@ -121,12 +116,12 @@ def cross_entropy(answer: Tensor, mask: Tensor) -> Tensor:
     return loss / (mask != IGNORED).sum().clamp_min(1)
 
 
-def _resampled(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """sizes: (N, 3, C). Mean IoUs of resampled images."""
+def _mean_iou(sizes: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], float]:
+    """sizes: (N, 3, C) of each image. Of (n,) numbers of images, the mean IoU over classes."""
     n, flat = len(sizes), sizes.reshape(len(sizes), -1).astype(np.float64)
 
     def statistic(chosen: NDArray[np.int64]) -> float:
         found = ious((np.bincount(chosen, minlength=n) @ flat).reshape(sizes.shape[1:]))
         return float(np.nanmean(found)) if not np.isnan(found).all() else np.nan
 
-    return bootstrap(statistic, n)
+    return statistic

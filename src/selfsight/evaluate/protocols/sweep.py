@@ -77,10 +77,7 @@ class Sweep(Probe):
             "at_edge": self.at_edge,
             "tuned": self.tuned,
             "held_out": self.held_out,
-            "epochs": self.epochs,
             "batch": min(self.batch, len(x)),
-            "standardised": self.standardise,
-            "seed": self.seed,
         }
         name = f"sweep (lr={self.rate:.2g}, wd={self.decay:.2g})"
         return classified(name, self.name, answers, test.label, test.classes, **found)

@@ -1,10 +1,9 @@
 """How fast an encoder is: images per second on the machine at hand."""
 
-import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -68,9 +67,9 @@ class Throughput(OnImages):
         device = torch.device(sight.device if ours else "cpu")
         precision = sight.precision if ours else "its own"
         x = _batch(sight, test, self.batch).to(device)
-        with _placed(sight, device), torch.no_grad():
-            with torch.autocast(device.type, torch.bfloat16, enabled=sight.precision == "bf16"):
-                rates = self._rates(lambda: sight.encoder(x), device)
+        half = torch.autocast(device.type, torch.bfloat16, enabled=sight.precision == "bf16")
+        with sight.encoder.resting(device) as encoder, torch.no_grad(), half:
+            rates = self._rates(lambda: encoder(x), device)
         low, high = median_interval(rates)
         cuda = device.type == "cuda"
         found = {
@@ -78,9 +77,7 @@ class Throughput(OnImages):
             "threads": torch.get_num_threads(),
             "precision": precision,
             "size": sight.size,
-            "batch": self.batch,
-            "seconds": self.seconds,
-            "repeats": rates,
+            "rates": rates,
         }
         name = f"throughput ({found['device']}, {precision}, batch={self.batch})"
         middle = statistics.median(rates)
@@ -136,20 +133,6 @@ def _batch(sight: Sight, source: Source, count: int) -> Tensor:
         mean=encoder.mean, std=encoder.std, device=torch.device("cpu"),
     )  # fmt: skip
     return made[torch.arange(count) % len(made)].contiguous(memory_format=torch.channels_last)
-
-
-@contextlib.contextmanager
-def _placed(sight: Sight, device: torch.device) -> Iterator[None]:
-    """The encoder on the device in evaluation mode, and afterwards as it was."""
-    home = next((p.device for p in sight.encoder.parameters()), device)
-    training = {module: module.training for module in sight.encoder.modules()}
-    try:
-        sight.encoder.to(device).eval()
-        yield
-    finally:
-        sight.encoder.to(home)
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _finish(device: torch.device) -> None:
