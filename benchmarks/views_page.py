@@ -1,11 +1,12 @@
-"""The sections of docs/benchmarks.md on views, training and loading; losses_page.py writes it."""
+"""The sections of docs/benchmarks.md on views, training, embedding and loading, which
+losses_page.py writes."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["loading", "sections", "training", "views"]
+__all__ = ["extraction", "loading", "sections", "training", "views"]
 
 Result = Mapping[str, Any]
 
@@ -17,6 +18,7 @@ def sections(folder: Path) -> str:
     made = {
         "views.json": views,
         "end_to_end.json": training,
+        "extraction.json": extraction,
         "loading_memory.json": loading,
     }
     found = ((folder / name, section) for name, section in made.items())
@@ -130,6 +132,35 @@ def _rows(rates: Mapping[str, Result]) -> Iterator[str]:
         alone = rates.get(name + ALONE)
         share = f"{100 * found['median'] / alone['median']:.1f}%" if alone else ""
         yield f"| {name} | {rate(found)} | {faster} | {share} |"
+
+
+def extraction(result: Result) -> str:
+    (case,) = result["cases"].values()
+    ours = case["rates"]["selfsight, bf16"]["median"]
+    rows = "\n".join(
+        f"| {name} | {rate(found)} | {ours / found['median']:.2f} | {case['apart'][name]:.0e} |"
+        for name, found in case["rates"].items()
+    )
+    return f"""\
+## Embedding
+
+Images per second of a ResNet-18 at {case["size"]} px, from {case["images"]} float32 images in
+memory in batches of {case["batch"]}; the median over {case["turns"]} turns, with the least and the
+greatest. `torch` is the encoder as it is, `selfsight` the form of it that embeds, with
+normalisation, shortcut and rectification inside the convolutions. All keep their pages. The third
+column says how many times as fast `selfsight, bf16` is; apart is how far the embeddings lie from
+those of float32, as a share of their norm.
+
+| | images/s | selfsight, bf16 against it | apart |
+| - | - | - | - |
+{rows}
+
+{circumstances(result, "torch", "timm", "openvino", "onnxruntime")} {speeds(result["cases"])}
+
+```text
+{result["command"]} --out benchmarks/results/extraction.json
+```
+"""
 
 
 def loading(result: Result) -> str:

@@ -21,6 +21,7 @@ from selfsight.data.base import Source
 from selfsight.data.decode import Undecodable
 from selfsight.data.split import stratified
 from selfsight.encoders.base import Encoder
+from selfsight.encoders.inference import inference_form
 from selfsight.errors import ConfigError, DataError, StorageError, suggestion
 from selfsight.views import cpu, render
 from selfsight.views.reference import sizes
@@ -163,10 +164,11 @@ def extract(
     embedding = np.empty((0, encoder.dim), np.float32)
     half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with encoder.resting(device), torch.no_grad(), half:
+        form = read or inference_form(encoder, _DTYPES[precision])
         for start, x in _batches(
             source, view, encoder.crop_pct, encoder.mean, encoder.std, device, batch, threads
         ):
-            h = (encoder if read is None else read)(x).float().cpu().numpy()
+            h = form(x).float().cpu().numpy()
             if start == 0:
                 embedding = np.empty((len(source), h.shape[1]), np.float32)
             embedding[start : start + len(x)] = h
@@ -243,6 +245,7 @@ def _batches(
             yield start, x
 
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MARK = "selfsight.features.1"
 _FOREIGN = {"embedding": ("embedding", "features", "x"), "label": ("label", "labels", "y")}
 # Tables are as wide as the largest label; numbers hardly shrink when they are packed.
