@@ -39,7 +39,7 @@ from selfsight.diagnose.checks import Verdict, verdicts
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, Diverged, Error, Stopped, suggestion
 from selfsight.evaluate import Report, evaluate
-from selfsight.features import pixels
+from selfsight.extraction import pixels
 from selfsight.methods import method_class
 from selfsight.methods.base import Clock
 from selfsight.run import Run, sight

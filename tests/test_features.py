@@ -15,7 +15,8 @@ from selfsight.data.base import Arrays, Source
 from selfsight.data.decode import Undecodable
 from selfsight.encoders.base import Encoder
 from selfsight.errors import ConfigError, DataError, StorageError
-from selfsight.features import Features, extract, pixels
+from selfsight.extraction import extract, pixels
+from selfsight.features import Features
 
 ODD = ("a.jpg", "été/ü\n\t'\"<img>.png", os.fsdecode(b"caf\xe9.jpg"), "\ud83d", "😀" * 60)
 

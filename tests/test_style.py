@@ -48,19 +48,21 @@ LAYERS = {
     "batchnorm memory kmeans whitening predictors optim encoders momentum methods.base instances "
     "clusters",
     "export": "errors encoders",
-    "features": "errors philox views distributed encoders data",
+    "features": "errors philox data",
+    "extraction": "errors views encoders data features",
     "evaluate": "errors ranges philox machine counting schedules meters kmeans views optim "
-    "encoders data features",
+    "encoders data features extraction",
     "diagnose": "errors philox meters encoders data features evaluate",
     "theory": "errors philox losses meters",
     "explore": "errors philox meters kmeans data features evaluate diagnose",
     "presets": "errors",
     "run": "errors philox machine views encoders data methods.base methods export features "
-    "evaluate diagnose presets",
+    "extraction evaluate diagnose presets",
     "comparing": "errors data evaluate run",
     "train": "errors philox counting machine schedules losses meters views distributed batchnorm "
-    "optim encoders memory methods.base data methods export features evaluate diagnose presets run",
-    "demo": "errors data features evaluate diagnose run selfsight",
+    "optim encoders memory methods.base data methods export features extraction evaluate diagnose "
+    "presets run",
+    "demo": "errors data features extraction evaluate diagnose run selfsight",
     "bench": "errors machine views encoders methods.base data train",
     "doctor": "errors machine views data encoders train bench",
     # Nothing imports the command line but `python -m selfsight`.

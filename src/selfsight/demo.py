@@ -17,7 +17,8 @@ from selfsight.data.synthetic import synthetic
 from selfsight.diagnose.checks import HEALTHY_IS_NOT_USEFUL, Verdict
 from selfsight.errors import ConfigError
 from selfsight.evaluate import DEFAULT, Report, evaluate
-from selfsight.features import Features, pixels
+from selfsight.extraction import pixels
+from selfsight.features import Features
 from selfsight.run import sight
 
 __all__ = ["RECIPE", "Result", "neighbour_sheet", "run"]

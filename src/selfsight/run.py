@@ -30,7 +30,8 @@ from selfsight.evaluate import (
 )
 from selfsight.evaluate.stored import Evaluation, evaluations, keep, read_folder
 from selfsight.export.model import load_model
-from selfsight.features import Features, pixels
+from selfsight.extraction import pixels
+from selfsight.features import Features
 from selfsight.machine import cores, device_named, native_bf16
 from selfsight.methods import METHODS, create
 from selfsight.methods.base import Method

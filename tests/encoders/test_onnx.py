@@ -15,7 +15,7 @@ from selfsight.data.base import Arrays
 from selfsight.encoders.onnx import METADATA, OnnxEncoder
 from selfsight.errors import ConfigError, StorageError
 from selfsight.evaluate import Sight
-from selfsight.features import extract
+from selfsight.extraction import extract
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

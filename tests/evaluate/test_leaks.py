@@ -28,7 +28,8 @@ from selfsight.evaluate import (
     openings,
 )
 from selfsight.evaluate.leaks import label_channels, shared_rows
-from selfsight.features import Features, pixels
+from selfsight.extraction import pixels
+from selfsight.features import Features
 
 
 def features(n: int, seed: int, classes: int = 3, dim: int = 8) -> Features:

@@ -14,7 +14,8 @@ from selfsight.data.sources import Data
 from selfsight.data.split import evaluation_split
 from selfsight.encoders.base import Encoder
 from selfsight.evaluate.report import Score
-from selfsight.features import Features, extract
+from selfsight.extraction import extract
+from selfsight.features import Features
 
 __all__ = ["OnFeatures", "OnImages", "Protocol", "Sight"]
 

@@ -11,7 +11,7 @@ from selfsight.data.base import Source
 from selfsight.distributed import gather
 from selfsight.errors import DataError
 from selfsight.evaluate.protocols.knn import KNN
-from selfsight.features import extract
+from selfsight.extraction import extract
 from selfsight.methods.base import Method, Output
 from selfsight.philox import Purpose
 
