@@ -67,6 +67,9 @@ def test_embeddings(run, labelled):
     np.testing.assert_array_equal(features.label, np.load(labelled)["labels"])
     again = selfsight.load(run.path).embed(np.load(labelled)["images"])
     np.testing.assert_array_equal(again.embedding, features.embedding)
+    whole, half = (run.embed(labelled, precision=precision) for precision in ("fp32", "bf16"))
+    assert not np.array_equal(whole.embedding, half.embedding)
+    assert run.evaluate(labelled, precision="fp32").judged.precision == "fp32"
 
 
 def test_evaluation(run, labelled):

@@ -114,19 +114,37 @@ class Run:
             method: Method = create(config["method"], encoder, samples=samples, **config["options"])
         return method.product
 
-    def sight(self, size: int | None = None, progress: Counting | None = None) -> Sight:
+    def sight(
+        self,
+        size: int | None = None,
+        progress: Counting | None = None,
+        *,
+        device: str = "auto",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+    ) -> Sight:
         """The trained encoder as it is used on this machine."""
-        return sight(self.model, size or self.config["size"], progress)
+        size = size or self.config["size"]
+        return sight(self.model, size, progress, device=device, precision=precision)
 
-    def embed(self, data: Data, **options: Any) -> Features:
-        """h of every image of `data`."""
-        return self.sight().embed(open_source(data, labels=None, **options))
+    def embed(
+        self,
+        data: Data,
+        *,
+        device: str = "auto",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        **options: Any,
+    ) -> Features:
+        """h of every image of `data`, which are opened with these options."""
+        source = open_source(data, labels=None, **options)
+        return self.sight(device=device, precision=precision).embed(source)
 
     def evaluate(
         self,
         data: Data,
         protocols: Sequence[str | Protocol] = DEFAULT,
         *,
+        device: str = "auto",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
         progress: Counting | None = None,
         **options: Any,
     ) -> Report:
@@ -142,7 +160,8 @@ class Run:
                 warnings.warn(text, stacklevel=2)
 
         # As soon as they are known: a later protocol may fail.
-        return judge(self.sight(progress=progress), data, protocols, each=keep, **options)
+        seen = self.sight(progress=progress, device=device, precision=precision)
+        return judge(seen, data, protocols, each=keep, **options)
 
     def keep(self, report: Report, data: Data) -> list[Path]:
         """Write what `report` says of each test image into evaluations/; the files."""

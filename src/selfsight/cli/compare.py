@@ -84,7 +84,7 @@ def _opened(name: str, arguments: argparse.Namespace) -> "str | Candidate":
     pretrained = arguments.pretrained and _architecture(name)
     asked = {"subject": name, "pretrained": pretrained, "device": None, "precision": None}
     subject = open_subject(argparse.Namespace(size=arguments.size, **asked))
-    return Candidate(name, subject.sight(subject.encoder, "embedded"))
+    return Candidate(name, subject.sight(subject.encoder))
 
 
 def _architecture(name: str) -> bool:
