@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["extraction", "loading", "sections", "training", "views"]
+__all__ = ["extraction", "loading", "neighbours", "sections", "training", "views"]
 
 Result = Mapping[str, Any]
 
@@ -19,6 +19,7 @@ def sections(folder: Path) -> str:
         "views.json": views,
         "end_to_end.json": training,
         "extraction.json": extraction,
+        "neighbours.json": neighbours,
         "loading_memory.json": loading,
     }
     found = ((folder / name, section) for name, section in made.items())
@@ -161,6 +162,37 @@ those of float32, as a share of their norm.
 {result["command"]} --out benchmarks/results/extraction.json
 ```
 """
+
+
+def neighbours(result: Result) -> str:
+    rows = "\n".join(
+        f"| {name} | {_seconds(case['faiss_s'])} | {_seconds(case['selfsight_s'])} | "
+        f"{case['faster']:.2f} | {100 * case['agree']:.3f}% |"
+        for name, case in result["cases"].items()
+    )
+    turns = _numbers({case["turns"] for case in result["cases"].values()})
+    return f"""\
+## Nearest neighbours
+
+Seconds from two float32 arrays, normal about a hundred centres, to the k nearest rows of each
+query, beside faiss's exact search with filling its index; the median over {turns} turns, with the
+least and the greatest. Both keep their pages. The last columns say how many times as fast
+selfsight is, and what share of the neighbours are the same.
+
+| queries × rows | faiss | selfsight | faster | the same |
+| - | - | - | - | - |
+{rows}
+
+{circumstances(result, "torch", "faiss-cpu")} {speeds(result["cases"])}
+
+```text
+{result["command"]} --out benchmarks/results/neighbours.json
+```
+"""
+
+
+def _seconds(found: Result) -> str:
+    return "{median:.2f} ({min:.2f} to {max:.2f})".format(**found)
 
 
 def loading(result: Result) -> str:
