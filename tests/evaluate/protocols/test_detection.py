@@ -104,7 +104,10 @@ def test_finds_what_an_untrained_head_does_not(
 def fitted(encoder: Encoder, train: Boxes, frozen: bool = False, **chosen: Any) -> Any:
     protocol = Detection(**QUICK | {"iterations": 2, "frozen": frozen} | chosen)
     sight = Sight(encoder, SIDE)
-    design, schedule = protocol._design(train), protocol._schedule(train, adaptive=False)
+    design, schedule = (
+        protocol._design(train),
+        protocol._schedule(train, adaptive=False, seed=protocol.seed),
+    )
     detector = build(encoder, 2, design, half=False, seed=protocol.seed)
     fit(detector, sight, train, schedule)
     return detector
@@ -285,19 +288,19 @@ def test_options_and_recipes(parts: tuple[Boxes, Boxes]) -> None:
     with pytest.raises(ConfigError, match="unknown option iteration"):
         select(("detection",), {"detection": {"iteration": 3}})
     plain = Detection()
-    schedule = plain._schedule(train, adaptive=False)
+    schedule = plain._schedule(train, adaptive=False, seed=0)
     assert (schedule.total, schedule.batch, schedule.warmup) == (48, 8, 4)
     assert schedule.recipe.optimizer == "sgd"
     assert schedule.recipe.rate(8) == 0.01
-    assert plain._schedule(train, adaptive=True).recipe.optimizer == "adamw"
+    assert plain._schedule(train, adaptive=True, seed=0).recipe.optimizer == "adamw"
     assert plain._design(train).sizes == (SIDE,)
     voc = Detection("voc")
-    schedule = voc._schedule(train, adaptive=False)
+    schedule = voc._schedule(train, adaptive=False, seed=0)
     assert (schedule.total, schedule.batch, schedule.warmup) == (24_000, 16, 100)
     assert schedule.recipe.rate(16) == 0.02
     design = voc._design(train)
     assert (design.sizes[0], design.sizes[-1], design.max_size) == (480, 800, 1333)
-    assert Detection("voc", epochs=2.0)._schedule(train, adaptive=False).total == 4
+    assert Detection("voc", epochs=2.0)._schedule(train, adaptive=False, seed=0).total == 4
     assert Detection("voc", size=100)._design(train).sizes == (100,)
     drops = [round(RECIPES["coco"].iterations * share) for share in RECIPES["coco"].drops]
     assert drops == [120_000, 160_000]
