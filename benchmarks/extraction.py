@@ -3,12 +3,12 @@
     pip install -e ".[bench]" openvino onnxruntime
     python benchmarks/extraction.py [--out benchmarks/results/extraction.json]
 
-All embed the same 64 float32 images that lie in memory, in batches of 32 with two threads, and
-keep their pages. The peers read one ONNX graph of the same encoder; OpenVINO computes in bf16, once
+All embed the same 128 float32 images that lie in memory, in batches with two threads, and keep
+their pages. The peers read one ONNX graph of the same encoder; OpenVINO computes in bf16, once
 one batch at a time and once as many as it likes. `torch` is the encoder as it is, `selfsight` the
 form of it that `selfsight embed` makes. The encoder's BatchNorm is that of a trained one: nothing
-in it is 0 or 1. Each library has a process of its own; the sides take turns. About five minutes on
-two idle cores.
+in it is 0 or 1. Each library has a process of its own; the sides take turns. About six minutes
+on two idle cores.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from measure import THREADS, Crew, Work, header, interleaved, probe, rates, summ
 from selfsight.encoders.inference import inference_form
 from selfsight.encoders.timm import TimmEncoder, create_encoder
 
-SIZE, BATCH, COUNT = 224, 32, 64
+SIZE, COUNT, BATCHES = 224, 128, (32, 64)
+Parts = tuple[torch.Tensor, ...]
 SIDES = {
     "openvino": ("openvino, bf16", "openvino, bf16, several at once"),
     "onnxruntime": ("onnxruntime, fp32",),
@@ -46,15 +47,15 @@ def drawn() -> tuple[TimmEncoder, torch.Tensor]:
     return encoder, torch.randn(COUNT, 3, SIZE, SIZE)
 
 
-def exported(file: Path) -> None:
+def exported(file: Path, batch: int) -> None:
     encoder, x = drawn()
     torch.onnx.export(
-        encoder.model, (x[:BATCH],), str(file), dynamo=False, input_names=["x"],
+        encoder.model, (x[:batch],), str(file), dynamo=False, input_names=["x"],
         output_names=["h"],
     )  # fmt: skip
 
 
-def by_openvino(file: Path, x: torch.Tensor, hint: str) -> Work:
+def by_openvino(file: Path, parts: Parts, hint: str) -> Work:
     import openvino
 
     core = openvino.Core()
@@ -64,7 +65,7 @@ def by_openvino(file: Path, x: torch.Tensor, hint: str) -> Work:
         "PERFORMANCE_HINT": hint,
     }
     queue = openvino.AsyncInferQueue(core.compile_model(core.read_model(file), "CPU", settings))
-    h = [np.empty(0)] * (len(x) // BATCH)
+    h = [np.empty(0)] * len(parts)
 
     def keep(request: object, number: int) -> None:
         h[number] = request.get_output_tensor(0).data.copy()  # type: ignore[attr-defined]
@@ -72,7 +73,7 @@ def by_openvino(file: Path, x: torch.Tensor, hint: str) -> Work:
     queue.set_callback(keep)
 
     def run() -> np.ndarray:
-        for number, part in enumerate(x.split(BATCH)):
+        for number, part in enumerate(parts):
             queue.start_async({0: part.numpy()}, number, share_inputs=True)
         queue.wait_all()
         return np.concatenate(h)
@@ -80,18 +81,16 @@ def by_openvino(file: Path, x: torch.Tensor, hint: str) -> Work:
     return run
 
 
-def by_onnxruntime(file: Path, x: torch.Tensor) -> Work:
+def by_onnxruntime(file: Path, parts: Parts) -> Work:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda: np.concatenate(
-        [session.run(None, {"x": part.numpy()})[0] for part in x.split(BATCH)]
-    )
+    return lambda: np.concatenate([session.run(None, {"x": part.numpy()})[0] for part in parts])
 
 
-def by_torch(encoder: TimmEncoder, x: torch.Tensor, side: str) -> Work:
+def by_torch(encoder: TimmEncoder, parts: Parts, side: str) -> Work:
     half = side.endswith("bf16")
     form = encoder
     if side.startswith("selfsight"):
@@ -99,24 +98,25 @@ def by_torch(encoder: TimmEncoder, x: torch.Tensor, side: str) -> Work:
 
     def run() -> np.ndarray:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return torch.cat([form(part).float() for part in x.split(BATCH)]).numpy()
+            return torch.cat([form(part).float() for part in parts]).numpy()
 
     return run
 
 
-def build(file: Path, side: str, number: int, processes: int) -> Work:
+def build(file: Path, batch: int, side: str, number: int, processes: int) -> Work:
     encoder, x = drawn()
+    parts = x.split(batch)
     if side.startswith("openvino"):
-        return by_openvino(file, x, "LATENCY" if side.endswith("bf16") else "THROUGHPUT")
-    return by_onnxruntime(file, x) if "onnx" in side else by_torch(encoder, x, side)
+        return by_openvino(file, parts, "LATENCY" if side.endswith("bf16") else "THROUGHPUT")
+    return by_onnxruntime(file, parts) if "onnx" in side else by_torch(encoder, parts, side)
 
 
-def measured(file: Path, turns: int) -> dict[str, object]:
+def measured(file: Path, batch: int, turns: int) -> dict[str, object]:
     encoder, x = drawn()
     with torch.no_grad():
-        exact = torch.cat([encoder(part) for part in x.split(BATCH)]).numpy()
+        exact = torch.cat([encoder(part) for part in x.split(batch)]).numpy()
     with ExitStack() as stack:
-        crews = {side: stack.enter_context(Crew(partial(build, file))) for side in SIDES}
+        crews = {side: stack.enter_context(Crew(partial(build, file, batch))) for side in SIDES}
         sides = {name: crews[peer].side(name) for peer in SIDES for name in SIDES[peer]}
         apart = {}
         for peer, names in SIDES.items():
@@ -132,7 +132,7 @@ def measured(file: Path, turns: int) -> dict[str, object]:
     for name, rate in found.items():
         print(f"  selfsight, bf16 is {ours / rate['median']:.2f} × {name}; apart {apart[name]:.1e}")
     return {
-        "batch": BATCH,
+        "batch": batch,
         "size": SIZE,
         "images": COUNT,
         "turns": turns,
@@ -149,10 +149,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the numbers are written as JSON")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
+    cases = {}
     with tempfile.TemporaryDirectory(prefix="extraction-") as folder:
-        file = Path(folder) / "encoder.onnx"
-        exported(file)
-        cases = {"resnet18": measured(file, options.turns)}
+        for batch in BATCHES:
+            file = Path(folder) / f"{batch}.onnx"
+            exported(file, batch)
+            print(f"batches of {batch}", flush=True)
+            cases[f"batches of {batch}"] = measured(file, batch, options.turns)
     command = "python benchmarks/extraction.py"
     result = {**header(command, "openvino", "onnxruntime", "timm"), "cases": cases}
     if options.out:

@@ -136,25 +136,19 @@ def _rows(rates: Mapping[str, Result]) -> Iterator[str]:
 
 
 def extraction(result: Result) -> str:
-    (case,) = result["cases"].values()
-    ours = case["rates"]["selfsight, bf16"]["median"]
-    rows = "\n".join(
-        f"| {name} | {rate(found)} | {ours / found['median']:.2f} | {case['apart'][name]:.0e} |"
-        for name, found in case["rates"].items()
-    )
+    tables = "\n\n".join(_embedded(name, case) for name, case in result["cases"].items())
+    case = next(iter(result["cases"].values()))
     return f"""\
 ## Embedding
 
 Images per second of a ResNet-18 at {case["size"]} px, from {case["images"]} float32 images in
-memory in batches of {case["batch"]}; the median over {case["turns"]} turns, with the least and the
-greatest. `torch` is the encoder as it is, `selfsight` the form of it that embeds, with
-normalisation, shortcut and rectification inside the convolutions. All keep their pages. The third
-column says how many times as fast `selfsight, bf16` is; apart is how far the embeddings lie from
-those of float32, as a share of their norm.
+memory; the median over {case["turns"]} turns, with the least and the greatest. `torch` is the
+encoder as it is, `selfsight` the form of it that embeds, with normalisation, shortcut and
+rectification inside the convolutions. All keep their pages. The third column says how many times
+as fast `selfsight, bf16` is; apart is how far the embeddings lie from those of float32, as a share
+of their norm.
 
-| | images/s | selfsight, bf16 against it | apart |
-| - | - | - | - |
-{rows}
+{tables}
 
 {circumstances(result, "torch", "timm", "openvino", "onnxruntime")} {speeds(result["cases"])}
 
@@ -162,6 +156,19 @@ those of float32, as a share of their norm.
 {result["command"]} --out benchmarks/results/extraction.json
 ```
 """
+
+
+def _embedded(name: str, case: Result) -> str:
+    ours = case["rates"]["selfsight, bf16"]["median"]
+    return f"""\
+In {name}:
+
+| | images/s | selfsight, bf16 against it | apart |
+| - | - | - | - |
+""" + "\n".join(
+        f"| {side} | {rate(found)} | {ours / found['median']:.2f} | {case['apart'][side]:.0e} |"
+        for side, found in case["rates"].items()
+    )
 
 
 def neighbours(result: Result) -> str:
