@@ -94,7 +94,12 @@ CASES = {
         Case("retrieval", _PHOTOS, 96),
         Case("clustering", _PHOTOS, 96),
         Case("multilabel", "bccd", 128),
-        Case("detection", "bccd", 96, {"iterations": 100, "batch": 4, "size": 128, "width": 64}),
+        Case(
+            "detection",
+            "bccd",
+            96,
+            {"iterations": 40, "batch": 4, "lr": 0.04, "size": 128, "width": 64},
+        ),
         Case("segmentation", "camvid", 144, {"epochs": 10}),
         Case("dense", _DISTANCE, 144, {"epochs": 10, "loss": "log", "zero": "unknown"}),
         Case("propagation", "davis2016_frames", 128),

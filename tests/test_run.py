@@ -86,7 +86,7 @@ def test_evaluation_at_another_size(run, labelled):
     report = run.evaluate(labelled, protocols=[asked], size=64)
     assert report.json() == judge(run.sight(64), labelled, [asked]).json()
     newest = run.evaluations[0]
-    assert (newest.size, newest.score.options["k"]) == (64, 3)
+    assert (newest.judged.size, newest.score.options["k"]) == (64, 3)
     untrained = run.controls(labelled, [asked], size=64)["untrained"]
     assert untrained.json() == judge(sight(run.untrained(), 64), labelled, [asked]).json()
 
