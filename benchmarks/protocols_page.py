@@ -100,9 +100,11 @@ def circumstances(results: Results) -> str:
 
 
 def page(results: Results, folder: Path = RESULTS) -> str:
-    missing = [f"{protocol} of {encoder}" for protocol in CASES for encoder in ENCODERS
-               if encoder not in results.get(protocol, {})]  # fmt: skip
-    state = f"Not yet done: {', '.join(missing)}." if missing else "All are done."
+    missing = [
+        f"of the {encoder} {', '.join(left)}" for encoder in ENCODERS
+        if (left := [name for name in CASES if encoder not in results.get(name, {})])
+    ]  # fmt: skip
+    state = f"Not yet done: {'; '.join(missing)}." if missing else "All are done."
     train, test = PER_CLASS["train"], PER_CLASS["test"]
     return f"""\
 # Every protocol, both ways
@@ -115,8 +117,7 @@ images: they show that the protocols run, what they say and how long it takes. T
 and nothing was tuned.
 
 Both ways said the same, to the last digit of each number, interval and detail; a job that finds
-otherwise fails and leaves no row. Only `throughput` measures a time, and may differ by a factor of
-2.
+otherwise fails and leaves no row. Only `throughput` measures a time, and may differ twofold.
 
 ## Scores
 
@@ -149,13 +150,14 @@ large as `--size` says.
 {commands(results)}
 ```
 
-For the other encoder the same with `resnet18` in place of `{RUN}`; then, of each protocol,
+For the untrained encoder the same with `resnet18` in place of `{RUN}`; then, of each
+protocol,
 
 ```text
 selfsight compare knn-run.json knn-untrained.json
 ```
 
-All of it, from the folder that holds the data, or of the files in `benchmarks/results/protocols`:
+All of it, where DIR holds the data; the results are files that `compare` reads, too:
 
 ```text
 python benchmarks/protocols.py --data DIR --run {RUN}

@@ -153,13 +153,14 @@ def test_the_page(folder):
     text = protocols_page.page(results, folder)
     assert "| `knn` | 30 | accuracy |" in text
     assert "difference" in next(line for line in text.splitlines() if "`knn` | 30" in line)
-    assert "Not yet done: linear of run, linear of untrained," in text
+    assert "Not yet done: of the run linear, sweep," in text
     assert "selfsight evaluate runs/imagenette imagenette_part --size 32 --protocols knn" in text
     protocols.place("knn", "run", folder).rename(folder / "aside")
     text = protocols_page.page(protocols_page.collected(folder), folder)
     (folder / "aside").rename(protocols.place("knn", "run", folder))
     assert "| `knn` | 30 | accuracy | – |" in text
-    assert "Not yet done: knn of run, linear of run" in text
+    assert "Not yet done: of the run knn, linear," in text
+    assert "; of the untrained linear, sweep," in text
 
 
 def test_no_results_no_page(tmp_path):
