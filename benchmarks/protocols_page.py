@@ -113,8 +113,8 @@ def page(results: Results, folder: Path = RESULTS) -> str:
 
 Each of the {len(CASES)} [protocols](evaluate.md#protocols) on a run and on the same architecture
 with random weights, by `selfsight evaluate` and from Python. These are short trainings on small
-images: they show that the protocols run, what they say and how long it takes. They are no records,
-and nothing was tuned.
+images, their options chosen to be short: they show that the protocols run, what they say and how
+long it takes. They are no records.
 
 Both ways said the same, to the last digit of each number, interval and detail; a job that finds
 otherwise fails and leaves no row. Only `throughput` measures a time, and may differ twofold.
@@ -125,7 +125,8 @@ otherwise fails and leaves no row. Only `throughput` measures a time, and may di
 
 With 95% intervals: `n` is of test images, of `propagation` clips, of `throughput` repeats. The last
 two columns are what `selfsight compare` says of the first number of both, paired on the same
-images. Each word holds for itself; of {len(CASES)} comparisons one may be wrong. {state}
+images. Less is better of RMSE and relative error, more of all others. Each word holds for itself;
+of {len(CASES)} comparisons one may be wrong. It is one run of one seed. {state}
 
 ## How it was run
 
