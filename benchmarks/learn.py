@@ -305,7 +305,7 @@ def ordered(
 
 def conduct(
     words: Sequence[str],
-    jobs: Sequence[tuple[str, int]],
+    jobs: Sequence[tuple[str, int | str]],
     together: int,
     *,
     script: Path = HERE / "learn.py",
@@ -316,8 +316,8 @@ def conduct(
     try:
         while waiting or running:
             while waiting and len(running) < together:
-                name, seed = waiting.pop(0)
-                command = [sys.executable, str(script), *words, "--job", name, str(seed)]
+                name, which = waiting.pop(0)
+                command = [sys.executable, str(script), *words, "--job", name, str(which)]
                 running.append(subprocess.Popen(command, env={**os.environ, **one}))
             time.sleep(0.2)
             for process in [p for p in running if p.poll() is not None]:

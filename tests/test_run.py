@@ -12,7 +12,8 @@ from torch import nn
 import selfsight
 from selfsight.data.synthetic import synthetic
 from selfsight.errors import StorageError
-from selfsight.run import Run
+from selfsight.evaluate import KNN, judge
+from selfsight.run import Run, sight
 from selfsight.train import checkpoint
 
 ASKED = {"encoder": "test_resnet", "batch": 32, "epochs": 4, "precision": "fp32", "quiet": True}
@@ -78,6 +79,16 @@ def test_evaluation(run, labelled):
     score = report["knn"]
     assert 0 <= score.low <= score.value <= score.high <= 1
     assert 20 <= score.n <= 30
+
+
+def test_evaluation_at_another_size(run, labelled):
+    asked = KNN(k=3)
+    report = run.evaluate(labelled, protocols=[asked], size=64)
+    assert report.json() == judge(run.sight(64), labelled, [asked]).json()
+    newest = run.evaluations[0]
+    assert (newest.judged.size, newest.score.options["k"]) == (64, 3)
+    untrained = run.controls(labelled, [asked], size=64)["untrained"]
+    assert untrained.json() == judge(sight(run.untrained(), 64), labelled, [asked]).json()
 
 
 def test_the_controls(run, labelled):

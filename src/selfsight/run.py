@@ -143,13 +143,17 @@ class Run:
         data: Data,
         protocols: Sequence[str | Protocol] = DEFAULT,
         *,
+        size: int | None = None,
         device: str = "auto",
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         progress: Counting | None = None,
         **options: Any,
     ) -> Report:
         """Numbers on labelled data, with 95% intervals; kept for `selfsight.compare`, with a
-        warning where the run's folder cannot be written to."""
+        warning where the run's folder cannot be written to.
+
+        size: side of the images, None is that of the training
+        """
 
         def keep(found: Report) -> None:
             try:
@@ -160,7 +164,7 @@ class Run:
                 warnings.warn(text, stacklevel=2)
 
         # As soon as they are known: a later protocol may fail.
-        seen = self.sight(progress=progress, device=device, precision=precision)
+        seen = self.sight(size, progress, device=device, precision=precision)
         return judge(seen, data, protocols, each=keep, **options)
 
     def keep(self, report: Report, data: Data) -> list[Path]:
@@ -173,16 +177,21 @@ class Run:
         return read_folder(self.path / "evaluations")
 
     def controls(
-        self, data: Data, protocols: Sequence[str | Protocol] = DEFAULT, **options: Any
+        self,
+        data: Data,
+        protocols: Sequence[str | Protocol] = DEFAULT,
+        *,
+        size: int | None = None,
+        **options: Any,
     ) -> dict[str, Report]:
         """What `evaluate` says of raw pixels, of the encoder before training, and of the
         trained one."""
         before = "starting weights" if self.config["pretrained"] else "untrained"
-        start = sight(self.untrained(), self.config["size"])
+        start = sight(self.untrained(), size or self.config["size"])
         return {
             "raw pixels": judge_pixels(data, protocols, **options),
             before: judge(start, data, protocols, **options),
-            "trained": self.evaluate(data, protocols, **options),
+            "trained": self.evaluate(data, protocols, size=size, **options),
         }
 
 
