@@ -179,7 +179,8 @@ def _compared(encoder: str | Path | Run | Candidate, size: int | None) -> _Compa
     if isinstance(encoder, Run):
         return _Kept(encoder, size)
     path = Path(encoder)
-    return _File(path, size) if path.is_file() else _Kept(Run(path), size)
+    named = path.is_file() or path.suffix == ".json"
+    return _File(path, size) if named else _Kept(Run(path), size)
 
 
 def _keys(protocols: list[Protocol], data: Data, **opening: Any) -> list[str]:

@@ -19,9 +19,9 @@ from selfsight.views.reference import sizes
 from selfsight.views.sample import center
 from selfsight.views.spec import View
 
-__all__ = ["extract", "pixels"]
+__all__ = ["DTYPES", "extract", "pixels"]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def extract(
@@ -50,7 +50,7 @@ def extract(
     embedding = np.empty((0, encoder.dim), np.float32)
     half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with encoder.resting(device), torch.no_grad(), half:
-        form = read or inference_form(encoder, _DTYPES[precision])
+        form = read or inference_form(encoder, DTYPES[precision])
         for start, x in _batches(
             source, view, encoder.crop_pct, encoder.mean, encoder.std, device, batch, threads
         ):

@@ -32,10 +32,13 @@ def device_named(name: str) -> str:
     """The device that is meant: auto is the fastest here."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or name.endswith(":"):
         raise ConfigError(f"unknown device {name}; it is auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device here; see selfsight doctor")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: torch sees no CUDA device here; see selfsight doctor")
+    if number and int(number) >= (torch.cuda.device_count() if kind == "cuda" else 1):
+        raise ConfigError(f"device {name}: there is no device of that number here")
     return name
 
 

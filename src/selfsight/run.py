@@ -182,16 +182,20 @@ class Run:
         protocols: Sequence[str | Protocol] = DEFAULT,
         *,
         size: int | None = None,
+        device: str = "auto",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        progress: Counting | None = None,
         **options: Any,
     ) -> dict[str, Report]:
         """What `evaluate` says of raw pixels, of the encoder before training, and of the
         trained one."""
         before = "starting weights" if self.config["pretrained"] else "untrained"
-        start = sight(self.untrained(), size or self.config["size"])
+        how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
+        start = sight(self.untrained(), size or self.config["size"], **how)
         return {
             "raw pixels": judge_pixels(data, protocols, **options),
             before: judge(start, data, protocols, **options),
-            "trained": self.evaluate(data, protocols, size=size, **options),
+            "trained": self.evaluate(data, protocols, size=size, **how, **options),
         }
 
 
@@ -205,6 +209,9 @@ def sight(
 ) -> Sight:
     """An encoder on the fastest device, in the precision it computes natively, or as told."""
     device = device_named(device)
+    if next(encoder.parameters(), None) is None:
+        # A graph of another runtime has no parameters, and stays on the CPU as it was written.
+        device, precision = "cpu", "fp32"
     if precision == "auto":
         precision = "bf16" if native_bf16(device) else "fp32"
     return Sight(encoder, size, device, precision, cores(), progress)

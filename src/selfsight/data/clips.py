@@ -14,6 +14,7 @@ import numpy as np
 from selfsight.data.base import Source, printable
 from selfsight.data.decode import Undecodable, decode_mask, read_bytes
 from selfsight.data.files import Files
+from selfsight.data.layouts import CLIPS
 from selfsight.data.masks import Map, Paired, matched, root_of
 from selfsight.data.sources import Data, open_source
 from selfsight.errors import DataError
@@ -73,11 +74,7 @@ def _clip(name: str, images: Source, files: Files, found: list[tuple[int, int]])
 
 
 def _layout(root: Path) -> tuple[Path, Path]:
-    for frames, masks in (
-        ("frames", "masks"),
-        ("JPEGImages/480p", "Annotations/480p"),
-        ("JPEGImages/Full-Resolution", "Annotations/Full-Resolution"),
-    ):
+    for frames, masks in CLIPS:
         if (root / frames).is_dir() and (root / masks).is_dir():
             return root / frames, root / masks
     raise DataError(

@@ -5,7 +5,14 @@ from pathlib import Path
 
 from selfsight.data.sources import Data
 
-__all__ = ["annotations"]
+__all__ = ["CLIPS", "annotations"]
+
+# Where the frames of clips lie, and their masks.
+CLIPS = (
+    ("frames", "masks"),
+    ("JPEGImages/480p", "Annotations/480p"),
+    ("JPEGImages/Full-Resolution", "Annotations/Full-Resolution"),
+)
 
 
 def annotations(data: Data) -> tuple[str, str] | None:
@@ -18,7 +25,7 @@ def annotations(data: Data) -> tuple[str, str] | None:
     def has(*folders: str) -> bool:
         return any(all((part / f).is_dir() for f in folders) for part in (root, root / "train"))
 
-    if has("JPEGImages/480p", "Annotations/480p") or has("frames", "masks"):
+    if any(has(*places) for places in CLIPS):
         return "clips with masks", "propagation"
     if has("JPEGImages", "Annotations") or any(root.glob("*/JPEGImages")):
         return "boxes in VOC's layout", "detection or multilabel"

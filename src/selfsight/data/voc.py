@@ -83,8 +83,8 @@ def divided(folders: Sequence[Path]) -> list[list[tuple[Path, str]]]:
     """Folder and name of the images to train on, and of those to test on; or of all where no
     test is declared.
 
-    Trained on are trainval, train and val where any folder has a test, otherwise train, or what
-    trainval has beside val, and the test is val.
+    Trained on are trainval, train and val where any folder has a test; otherwise val is the test,
+    and the rest of each folder is trained on.
     """
     sets = {folder: image_sets(folder) for folder in folders}
 
@@ -92,12 +92,12 @@ def divided(folders: Sequence[Path]) -> list[list[tuple[Path, str]]]:
         found = [(f, one) for f in folders for name in names for one in sets[f].get(name, ())]
         return list(dict.fromkeys(found))
 
-    test, val = union("test"), union("val")
-    if test:
-        train = union("trainval", "train", "val")
-    else:
-        known, test = set(val), val
-        train = union("train") or [one for one in union("trainval") if one not in known]
+    test, train = union("test"), union("trainval", "train", "val")
+    if not test:
+        test = union("val")
+        # What a folder lists as train and as val at once is told below.
+        known = set(test) - set(union("train"))
+        train = [one for one in union("train", "trainval") if one not in known]
     twice = set(train).intersection(test)
     if twice:
         folder, name = min(twice)

@@ -12,7 +12,7 @@ from selfsight import __version__
 from selfsight.errors import ConfigError
 from selfsight.evaluate.statistics import around, bootstrap, interval, mean_interval
 
-__all__ = ["Judged", "Report", "Score", "shown"]
+__all__ = ["Judged", "Report", "Score", "shown", "within"]
 
 # Metrics that are no fractions, and how they are written.
 _NUMBERS = {"RMSE": ",.4g", "images/s": ",.1f"}
@@ -65,7 +65,7 @@ class Score:
         each: (N,) right or wrong, which have Wilson's interval; or numbers, which have Student's
         """
         span = interval(each) if each.dtype == bool else mean_interval(each)
-        low, high = _within(span, 0.0, most)
+        low, high = within(span, 0.0, most)
         return cls(
             name, protocol, float(each.mean()), low, high, len(each), metric, dict(details or {}),
             each=each,
@@ -92,7 +92,7 @@ class Score:
         value = statistic(np.arange(n))
         draws = bootstrap(statistic, n, seed=seed)
         *span, draws = around(value, draws)
-        low, high = _within(span, least, 1.0)
+        low, high = within(span, least, 1.0)
         return cls(name, protocol, value, low, high, n, metric, dict(details or {}), draws=draws)
 
     def shown(self) -> tuple[str, str]:
@@ -113,7 +113,7 @@ class Score:
         }
 
 
-def _within(span: Iterable[float], least: float, most: float) -> tuple[float, float]:
+def within(span: Iterable[float], least: float, most: float) -> tuple[float, float]:
     """The interval as far as values go; an unknown one stays so."""
     low, high = span
     if math.isinf(low) and math.isinf(high):

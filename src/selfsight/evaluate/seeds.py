@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from selfsight.evaluate.report import Score
+from selfsight.evaluate.report import Score, within
 from selfsight.evaluate.statistics import spread, student_interval
 
 __all__ = ["over_seeds"]
@@ -21,23 +21,19 @@ def over_seeds(trained: Sequence[list[Score]]) -> list[Score]:
         return trained[0]
     scores = [_mean(same) for same in zip(*trained, strict=True)]
     values = [one[0].value for one in trained]
-    low, high = student_interval(values)
+    low, high = within(student_interval(values), 0.0, 1.0)
     details = {"interval": "Student's, over seeds", "values": values}
     over = replace(
-        scores[0], low=max(0.0, low), high=min(1.0, high), n=len(values),
+        scores[0], low=low, high=high, n=len(values),
         metric=f"{scores[0].metric} over seeds", details=details, draws=None,
     )  # fmt: skip
     return [*scores, over]
 
 
 def _mean(same: Sequence[Score]) -> Score:
-    """One metric of all trainings; its details are those of the first, and the values."""
+    """One metric of all trainings, each of which keeps its own details."""
     draws = np.mean([score.draws for score in same if score.draws is not None], axis=0)
-    low, high = spread(draws)
-    details = dict(same[0].details)
-    if details:
-        details |= {"seeds": [score.value for score in same]}
-    return replace(
-        same[0], value=float(np.mean([score.value for score in same])), low=max(0.0, low),
-        high=min(1.0, high), details=details, draws=draws,
-    )  # fmt: skip
+    low, high = within(spread(draws), 0.0, 1.0)
+    value = float(np.mean([score.value for score in same]))
+    details = {"seeds": [{"value": score.value, **score.details} for score in same]}
+    return replace(same[0], value=value, low=low, high=high, details=details, draws=draws)

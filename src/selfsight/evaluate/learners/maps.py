@@ -107,7 +107,8 @@ class MapNetwork(nn.Module):
         self.encoder, self.levels, self.head = encoder.requires_grad_(tuned), levels, head
         self.tuned = tuned
         self.device = torch.device(sight.device)
-        self._half = sight.precision == "bf16"
+        right = not tuned or encoder.learns_in_bf16(sight.size, str(sight.device))
+        self._half = sight.precision == "bf16" and right
 
     def forward(self, x: Tensor) -> Tensor:
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)

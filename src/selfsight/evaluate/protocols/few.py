@@ -16,7 +16,7 @@ from selfsight.errors import ConfigError, DataError
 from selfsight.evaluate.base import OnFeatures
 from selfsight.evaluate.measures.classified import classified
 from selfsight.evaluate.protocols.linear import STRENGTHS, LinearProbe
-from selfsight.evaluate.report import Score
+from selfsight.evaluate.report import Score, within
 from selfsight.evaluate.statistics import student_interval
 from selfsight.features import Features
 from selfsight.philox import Purpose
@@ -194,8 +194,7 @@ def _joined(each: list[list[Score]]) -> list[Score]:
     scores = [_mean(same) for same in zip(*each, strict=True)]
     first, values = scores[0], np.array([same[0].value for same in each])
     # Of draws as if they were independent; they share the training images.
-    low, high = student_interval(values)
-    low, high = max(0.0, low), min(1.0, high)
+    low, high = within(student_interval(values), 0.0, 1.0)
     details = {"interval": "Student's, over draws of the labels", "draws": values.tolist()}
     over = Score(
         first.name, first.protocol, first.value, low, high, len(values), "over draws", details

@@ -307,7 +307,8 @@ def _embedded(sight: Sight, source: Source, read: Read) -> Tensor:
     """(N, D): what is read of the central crops."""
     # Differs from the paper: the crop is the encoder's own share of the short side, which is 224
     # of 256 pixels in most of the official code.
-    h = torch.from_numpy(sight.embed(source, read).embedding).to(sight.device)
+    found = sight.embed(source, None if read is sight.encoder else read)
+    h = torch.from_numpy(found.embedding).to(sight.device)
     bad = (~h.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
     if bad:
         raise DataError(

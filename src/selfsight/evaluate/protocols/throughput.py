@@ -13,9 +13,11 @@ from torch import Tensor
 from selfsight.data.base import Source
 from selfsight.data.decode import Undecodable
 from selfsight.data.sources import Data, open_source
+from selfsight.encoders.inference import inference_form
 from selfsight.errors import ConfigError, DataError
 from selfsight.evaluate.base import OnImages, Sight
 from selfsight.evaluate.report import Score
+from selfsight.extraction import DTYPES
 from selfsight.ranges import Count, Positive, Range
 from selfsight.views import View, render
 from selfsight.views.sample import center
@@ -69,7 +71,9 @@ class Throughput(OnImages):
         x = _batch(sight, test, self.batch).to(device)
         half = torch.autocast(device.type, torch.bfloat16, enabled=sight.precision == "bf16")
         with sight.encoder.resting(device) as encoder, torch.no_grad(), half:
-            rates = self._rates(lambda: encoder(x), device)
+            # As they are embedded.
+            form = inference_form(encoder, DTYPES[sight.precision])
+            rates = self._rates(lambda: form(x), device)
         low, high = median_interval(rates)
         cuda = device.type == "cuda"
         found = {
