@@ -108,6 +108,7 @@ UNUSUAL: dict[str, Callable[[TimmEncoder], object]] = {
     "another forward": _instead,
     "float64": lambda e: e.double(),
     "another device": lambda e: e.to("meta"),
+    "not finite": lambda e: e.model.conv1.weight.data[0].fill_(torch.nan),
 }
 
 

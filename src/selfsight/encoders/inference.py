@@ -109,14 +109,18 @@ class _Block(nn.Module):
 
 
 def _plain(encoder: Encoder) -> bool:
-    """Whether this is a ResNet as timm makes it, on a CPU, in which nobody has a hand."""
+    """Whether this is a ResNet as timm makes it, on a CPU, in which nobody has a hand.
+
+    A diverged one stays as it is: oneDNN rectifies nan to 0, which would hide it.
+    """
     if not isinstance(encoder, TimmEncoder) or type(encoder.model) is not ResNet:
         return False
     if encoder.model.grad_checkpointing:
         return False
     tensors = (*encoder.parameters(), *encoder.buffers())
     return all(
-        not t.is_floating_point() or (t.device.type, t.dtype) == ("cpu", torch.float32)
+        not t.is_floating_point()
+        or ((t.device.type, t.dtype) == ("cpu", torch.float32) and bool(t.isfinite().all()))
         for t in tensors
     ) and not any(
         module.training

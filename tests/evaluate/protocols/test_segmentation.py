@@ -92,8 +92,12 @@ def test_several_seeds_are_reported_as_their_mean() -> None:
         Segmentation(epochs=1, batch=6, seed=s).measure(sight(), TRAIN, TEST)[0] for s in (3, 4)
     )
     score, over = Segmentation(epochs=1, batch=6, seed=3, seeds=2).measure(sight(), TRAIN, TEST)
-    assert score.details["seeds"] == [one.value, other.value]
-    assert score.value == over.value == np.mean(score.details["seeds"])
+    values = [one.value, other.value]
+    assert [found["value"] for found in score.details["seeds"]] == values
+    assert [found["per_class"] for found in score.details["seeds"]] == [
+        same.details["per_class"] for same in (one, other)
+    ]
+    assert score.value == over.value == np.mean(values)
     assert (score.metric, over.metric, over.n) == ("mIoU", "mIoU over seeds", 2)
 
 
