@@ -228,7 +228,7 @@ def test_encoders_are_measured_and_not_kept(here: Path, capsys: Captured) -> Non
         (["a0"], "name two or more runs"),
         (["a0", "./a0"], "two or more different encoders"),
         (["a0", "none"], "none is neither a run nor a file of evaluate --out"),
-        (["a0", "none.json"], "none.json holds no run"),
+        (["a0", "none.json"], "cannot read none.json: No such file"),
         (["a0", "b0", "--pretrained"], "--pretrained is for the name of an architecture"),
         (["a0", "resnet81", "--data", "labelled.npz"], "resnet81"),
         (["a0", "b0", "--protocols", "knnn"], "unknown protocol knnn; did you mean knn?"),
