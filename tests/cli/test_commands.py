@@ -176,7 +176,9 @@ def test_evaluate(photos: Path, tmp_path: Path, capsys: Captured) -> None:
     # Red against blue is easy for pixels.
     assert facts["results"]["raw pixels"]["scores"][1]["value"] == 1
     assert main([*words[:-1], "linear"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    assert "1 files cannot be used and were left out; see selfsight check" in told.err
+    lines = told.out.splitlines()
     assert len(lines) == 2
     assert lines[1].split()[0] == "resnet18_small"
     assert main([*words[:-1], "knn,linaer"]) == 2

@@ -143,8 +143,12 @@ def _tell(
 
     size = subject.size if subject else None
     report = reports.get(name) or Report([])
-    if copies := max((one.details.get("copies_left_out", 0) for one in report.scores), default=0):
-        note(f"{copies} training images are equal to test images and were left out")
+    for kind, told in (
+        ("copies_left_out", "training images are equal to test images and were left out"),
+        ("unusable_left_out", "files cannot be used and were left out; see selfsight check"),
+    ):
+        if count := max((one.details.get(kind, 0) for one in report.scores), default=0):
+            note(f"{count} {told}")
     facts: dict[str, Any] = {
         "subject": arguments.subject,
         "data": arguments.data,

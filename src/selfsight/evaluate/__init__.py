@@ -167,10 +167,13 @@ def _told(score: Score, protocol: Protocol, images: str, copies: dict[str, int])
 
 
 def _about(train: Any, test: Any) -> tuple[str, dict[str, int]]:
-    """What stands for the images; and how many of the test were left out of the training part."""
-    skipped = train.skipped if isinstance(train, Opened) else ()
+    """What stands for the images; and how many were left out: those of the test from the training
+    part, and files that cannot be used from either."""
+    # Parts of one folder share what was skipped in it.
+    skipped = {skip for part in (train, test) if isinstance(part, Opened) for skip in part.skipped}
     copies = sum(skip.reason == COPY for skip in skipped)
-    return images_mark(train, test), {"copies_left_out": copies} if copies else {}
+    counts = {"copies_left_out": copies, "unusable_left_out": len(skipped) - copies}
+    return images_mark(train, test), {name: count for name, count in counts.items() if count}
 
 
 def select(
