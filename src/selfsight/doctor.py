@@ -131,11 +131,10 @@ def _memory() -> Finding:
 
 
 def _bf16() -> Finding:
-    import torch
 
-    from selfsight.machine import native_bf16
+    from selfsight.machine import device_named, native_bf16
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_named("auto")
     where = "GPU" if device == "cuda" else "CPU"
     value = f"native on this {where}" if native_bf16(device) else "no; float32 is used"
     return Finding("bf16", "ok", value)

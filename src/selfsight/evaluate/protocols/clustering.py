@@ -15,6 +15,7 @@ from selfsight.evaluate.learners.rows import samples
 from selfsight.evaluate.report import Score
 from selfsight.features import Features
 from selfsight.kmeans import euclidean_kmeans, nearest, spherical_kmeans
+from selfsight.machine import device_named
 from selfsight.ranges import Count, Several, Whole
 
 __all__ = [
@@ -109,7 +110,7 @@ class Clustering(OnFeatures):
 
     def _assign(self, fitted: Tensor, test: Tensor, count: int) -> NDArray[np.int64]:
         """(N,) the cluster of each test image."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_named("auto")
         fitted, test = fitted.to(device), test.to(device)
         cosine = self.metric == "cosine"
         kmeans = spherical_kmeans if cosine else euclidean_kmeans

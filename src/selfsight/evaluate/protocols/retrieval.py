@@ -13,6 +13,7 @@ from selfsight.evaluate.base import OnFeatures
 from selfsight.evaluate.learners.rows import labelled
 from selfsight.evaluate.report import Score
 from selfsight.features import Features
+from selfsight.machine import device_named
 
 __all__ = ["Retrieval", "retrieve"]
 
@@ -37,7 +38,7 @@ class Retrieval(OnFeatures):
         self.gallery = gallery
 
     def measure(self, train: Features, test: Features) -> list[Score]:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_named("auto")
         own = self.gallery == "test"
         x, y = labelled(torch.from_numpy(test.embedding).to(device), test.label)
         if own:

@@ -16,6 +16,7 @@ from selfsight.evaluate.learners.rows import Rows, labelled
 from selfsight.evaluate.measures.classified import classified
 from selfsight.evaluate.report import Score
 from selfsight.features import Features
+from selfsight.machine import device_named
 from selfsight.philox import Purpose
 from selfsight.ranges import Count, Whole
 from selfsight.schedules import cosine
@@ -68,7 +69,7 @@ class Sweep(Probe):
 
     def measure(self, train: Features, test: Features) -> list[Score]:
         assert test.label is not None
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_named("auto")
         x = torch.from_numpy(train.embedding).to(device)
         answers = self.fit(x, train.label).logits(test.embedding)
         found = {
